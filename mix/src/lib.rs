@@ -1,0 +1,8 @@
+//! The Type III (Mixminion) core: packets, payloads, paths, directories, stores, network, node.
+//!
+//! Four floors, arrows only downwards (ARCHITECTURE.md): the pure formats, the stores, the network, the services.
+//! The feature `node`, on by default, brings floors 2 and 3 with tokio and TLS; without it floors 0 and 1 remain.
+
+// Floor 0: pure. No clock, no global randomness, no files, no sockets.
+pub mod crypto;
+pub mod secret;
