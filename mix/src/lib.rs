@@ -5,4 +5,5 @@
 
 // Floor 0: pure. No clock, no global randomness, no files, no sockets.
 pub mod crypto;
+pub mod packet;
 pub mod secret;
