@@ -1,6 +1,9 @@
 //! One module per vector file; which part of a file goes where is decided here.
 
 pub mod crypto;
+pub mod exit_and_armor;
+pub mod payloads;
+pub mod surb_armor;
 
 use serde_json::Value;
 
@@ -10,6 +13,8 @@ use crate::Tally;
 pub fn run(name: &str, file: &Value, tally: &mut Tally) {
     match name {
         "crypto.json" => crypto::run(file, tally),
+        "exit_and_armor.json" => exit_and_armor::run(file, tally),
+        "payloads.json" => payloads::run(file, tally),
         _ => tally.case("file", || Err(format!("no runner knows {name}"))),
     }
 }
