@@ -5,6 +5,7 @@
 
 // Floor 0: pure. No clock, no global randomness, no files, no sockets.
 pub mod crypto;
+pub mod directory;
 pub mod packet;
 pub mod payload;
 pub mod secret;
