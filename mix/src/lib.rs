@@ -4,8 +4,10 @@
 //! The feature `node`, on by default, brings floors 2 and 3 with tokio and TLS; without it floors 0 and 1 remain.
 
 // Floor 0: pure. No clock, no global randomness, no files, no sockets.
+pub mod batch;
 pub mod crypto;
 pub mod directory;
 pub mod packet;
+pub mod path;
 pub mod payload;
 pub mod secret;

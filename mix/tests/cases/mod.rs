@@ -2,6 +2,7 @@
 
 pub mod crypto;
 pub mod exit_and_armor;
+pub mod paths_addresses;
 pub mod payloads;
 pub mod surb_armor;
 pub mod text_formats;
@@ -15,6 +16,7 @@ pub fn run(name: &str, file: &Value, tally: &mut Tally) {
     match name {
         "crypto.json" => crypto::run(file, tally),
         "exit_and_armor.json" => exit_and_armor::run(file, tally),
+        "paths_addresses.json" => paths_addresses::run(file, tally),
         "payloads.json" => payloads::run(file, tally),
         "text_formats.json" => text_formats::run(file, tally),
         _ => tally.case("file", || Err(format!("no runner knows {name}"))),
