@@ -2,8 +2,10 @@
 
 pub mod crypto;
 pub mod exit_and_armor;
+pub mod packets;
 pub mod paths_addresses;
 pub mod payloads;
+pub mod routing;
 pub mod surb_armor;
 pub mod text_formats;
 
@@ -16,8 +18,10 @@ pub fn run(name: &str, file: &Value, tally: &mut Tally) {
     match name {
         "crypto.json" => crypto::run(file, tally),
         "exit_and_armor.json" => exit_and_armor::run(file, tally),
+        "packets.json" => packets::run(file, tally),
         "paths_addresses.json" => paths_addresses::run(file, tally),
         "payloads.json" => payloads::run(file, tally),
+        "routing.json" => routing::run(file, tally),
         "text_formats.json" => text_formats::run(file, tally),
         _ => tally.case("file", || Err(format!("no runner knows {name}"))),
     }
