@@ -7,6 +7,7 @@
 pub mod batch;
 pub mod crypto;
 pub mod directory;
+pub mod mmtp;
 pub mod packet;
 pub mod path;
 pub mod payload;
