@@ -12,3 +12,6 @@ pub mod packet;
 pub mod path;
 pub mod payload;
 pub mod secret;
+
+// Floor 1: stores, synchronous.
+pub mod store;

@@ -1,0 +1,587 @@
+//! Fragments that wait for the rest of their message (E2E-spec 2.4).
+//!
+//! A scope is one identity of the user, or the exit. Each has its own messages: whoever sends half of a message to one
+//! pseudonym and half to another learns nothing, since neither half completes the other.
+//! How fragments become chunks, and chunks a message, is `crate::payload`'s; this file only knows when there are enough.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use super::db::{Row, Schema, StoreError, Tx, View, day_end, instant, octets, params, row_id, seconds, sql_limit};
+use crate::crypto::{Digest, sha1};
+use crate::payload::fragment::{Fragment, Fragmentation, MessageId, Reassembly};
+
+/// The tables of this file. Dates are kept by the day.
+pub const SCHEMA: Schema = Schema {
+    name: "fragments",
+    version: 1,
+    sql: "
+        CREATE TABLE fragmented (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            scope TEXT NOT NULL,
+            message_id BLOB NOT NULL,
+            message_len INTEGER NOT NULL,
+            capacity INTEGER NOT NULL,
+            k INTEGER NOT NULL,
+            n INTEGER NOT NULL,
+            chunks INTEGER NOT NULL,
+            have INTEGER NOT NULL DEFAULT 0,
+            stored INTEGER NOT NULL DEFAULT 0,
+            since INTEGER NOT NULL,
+            UNIQUE (scope, message_id)
+        );
+        CREATE INDEX fragmented_ready ON fragmented (scope) WHERE have = k * chunks;
+        CREATE TABLE fragment (
+            id INTEGER PRIMARY KEY,
+            message INTEGER NOT NULL REFERENCES fragmented (id),
+            chunk INTEGER NOT NULL,
+            position INTEGER NOT NULL,
+            digest BLOB NOT NULL,
+            octets BLOB NOT NULL,
+            UNIQUE (message, chunk, position)
+        );
+        CREATE TABLE fragmented_done (
+            scope TEXT NOT NULL,
+            message_id BLOB NOT NULL,
+            done INTEGER NOT NULL,
+            PRIMARY KEY (scope, message_id)
+        ) WITHOUT ROWID;
+    ",
+};
+
+row_id! {
+    /// A message of which fragments wait.
+    FragmentedId
+}
+
+/// How a message was cut; all its fragments agree on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Octets of the message.
+    pub message_len: u32,
+    /// Octets of it in each fragment: tells encrypted forward from plain.
+    pub capacity: u32,
+    /// Fragments of a chunk that are enough to have it all.
+    pub k: u32,
+    /// Fragments made of a chunk.
+    pub n: u32,
+    /// Chunks.
+    pub chunks: u32,
+}
+
+/// What a fragment says of itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct FragmentFacts {
+    /// Names the message.
+    pub message_id: Digest,
+    /// Counts through all chunks: chunk × n + position.
+    pub index: u32,
+    /// How the message was cut.
+    pub shape: Shape,
+}
+
+/// Prints no message id.
+impl fmt::Debug for FragmentFacts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FragmentFacts(..)")
+    }
+}
+
+/// What became of a fragment. Except for the first, it was not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addition {
+    /// It was stored.
+    Added {
+        /// Its message.
+        message: FragmentedId,
+        /// Whether there are now enough of each chunk.
+        ready: bool,
+    },
+    /// It is here already.
+    Duplicate,
+    /// Its chunk has enough.
+    Unneeded,
+    /// Its message was completed, given up or rejected before.
+    AlreadyDone,
+    /// It contradicts the others of its message. None of them can be trusted: all are gone, and the message is
+    /// rejected from now on.
+    Mismatch,
+    /// Its scope has no room for it, or never will have for its message. What is stored stays.
+    OverLimit,
+}
+
+/// Fragments enough for a message.
+#[derive(Clone)]
+pub struct ReadyMessage {
+    /// Its row.
+    pub id: FragmentedId,
+    /// Names the message.
+    pub message_id: Digest,
+    /// How it was cut.
+    pub shape: Shape,
+    /// For each chunk in order, k fragments: position within the chunk, and octets.
+    pub chunks: Vec<Vec<(u32, Vec<u8>)>>,
+}
+
+impl Shape {
+    /// The shape of a message that was cut so.
+    pub fn of(fragmentation: &Fragmentation) -> Self {
+        let capacity = fragmentation.capacity().fragment_len();
+        Self {
+            message_len: fragmentation.message_len(),
+            capacity: u32::try_from(capacity).expect("less than a packet"),
+            k: fragmentation.k(),
+            n: fragmentation.n(),
+            chunks: fragmentation.chunks(),
+        }
+    }
+}
+
+impl FragmentFacts {
+    /// What `fragment` says of itself.
+    pub fn of(fragment: &Fragment) -> Self {
+        Self {
+            message_id: Digest(fragment.message_id().0),
+            index: fragment.index(),
+            shape: Shape::of(&fragment.fragmentation()),
+        }
+    }
+}
+
+impl ReadyMessage {
+    /// Puts the message together, unwhitened: compressed text, for an exit with an address before it. Takes a while for
+    /// large messages, so not within a step.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when what was stored does not make a message.
+    pub fn reassemble(self) -> Result<Vec<u8>, StoreError> {
+        let corrupt = || StoreError::Corrupt { what: "stored fragments that make no message" };
+        let Shape { message_len, n, .. } = self.shape;
+        let mut reassembly = None;
+        for (chunk, fragments) in (0..).zip(self.chunks) {
+            for (position, octets) in fragments {
+                let id = MessageId(self.message_id.0);
+                let fragment = Fragment::new(chunk * n + position, id, message_len, octets).map_err(|_| corrupt())?;
+                let reassembly = match &mut reassembly {
+                    Some(reassembly) => reassembly,
+                    none => none.insert(Reassembly::new(&fragment, message_len).map_err(|_| corrupt())?),
+                };
+                reassembly.add(fragment).map_err(|_| corrupt())?;
+            }
+        }
+        reassembly.and_then(|reassembly| reassembly.finish().ok()).ok_or_else(corrupt)
+    }
+}
+
+/// Prints nothing of it.
+impl fmt::Debug for ReadyMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReadyMessage(..)")
+    }
+}
+
+/// A message of which fragments wait, for the user's eyes.
+#[derive(Clone)]
+pub struct Partial {
+    /// Its row.
+    pub id: FragmentedId,
+    /// Names the message.
+    pub message_id: Digest,
+    /// How it was cut.
+    pub shape: Shape,
+    /// Fragments here, of k × chunks that are needed.
+    pub have: u32,
+    /// The end of the day on which the first came.
+    pub since: SystemTime,
+}
+
+/// Prints no message id.
+impl fmt::Debug for Partial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Partial").field("have", &self.have).finish_non_exhaustive()
+    }
+}
+
+/// Stores a fragment, while all that `scope` stores stays within `limit` octets.
+///
+/// # Errors
+/// What the database says.
+pub fn add(
+    tx: &Tx<'_>,
+    scope: &str,
+    facts: &FragmentFacts,
+    data: &[u8],
+    now: SystemTime,
+    limit: u64,
+) -> Result<Addition, StoreError> {
+    if is_done(tx, scope, &facts.message_id)? {
+        return Ok(Addition::AlreadyDone);
+    }
+    let known = tx.first(
+        "SELECT id, message_len, capacity, k, n, chunks FROM fragmented WHERE scope = ?1 AND message_id = ?2",
+        params![scope, facts.message_id.0],
+        |row| Ok((FragmentedId(row.get(0)?), shape(row, 1)?)),
+    )?;
+    let agrees = known.is_none_or(|(_, shape)| shape == facts.shape);
+    let Some(place) = facts.shape.place(facts.index).filter(|_| agrees) else {
+        reject_by_id(tx, scope, &facts.message_id, now)?;
+        return Ok(Addition::Mismatch);
+    };
+    if let Some((message, shape)) = known
+        && let Some(refusal) = refusal(tx, message, &shape, place, data)?
+    {
+        if refusal == Addition::Mismatch {
+            reject_by_id(tx, scope, &facts.message_id, now)?;
+        }
+        return Ok(refusal);
+    }
+    if !has_room(tx, scope, &facts.shape, data.len(), limit)? {
+        return Ok(Addition::OverLimit);
+    }
+    let message = match known {
+        Some((message, _)) => message,
+        None => begin(tx, scope, facts, now)?,
+    };
+    store(tx, message, place, data)?;
+    let ready = tx.exists("SELECT 1 FROM fragmented WHERE id = ?1 AND have = k * chunks", params![message.0])?;
+    Ok(Addition::Added { message, ready })
+}
+
+/// Where a fragment belongs: the chunk, and its position within.
+#[derive(Clone, Copy)]
+struct Place {
+    chunk: u32,
+    position: u32,
+}
+
+impl Shape {
+    fn place(&self, index: u32) -> Option<Place> {
+        let chunk = index.checked_div(self.n)?;
+        let possible = chunk < self.chunks && (1..=self.n).contains(&self.k);
+        possible.then_some(Place { chunk, position: index % self.n })
+    }
+
+    /// Fragments that are needed, of all that exist.
+    fn needed(&self) -> u64 {
+        u64::from(self.k) * u64::from(self.chunks)
+    }
+}
+
+/// Why a fragment of a known message is not stored, if it is not.
+fn refusal(
+    view: &View<'_>,
+    message: FragmentedId,
+    shape: &Shape,
+    place: Place,
+    data: &[u8],
+) -> Result<Option<Addition>, StoreError> {
+    let twin: Option<[u8; 20]> = view.first(
+        "SELECT digest FROM fragment WHERE message = ?1 AND chunk = ?2 AND position = ?3",
+        params![message.0, place.chunk, place.position],
+        |row| Ok(row.get(0)?),
+    )?;
+    if let Some(twin) = twin {
+        let same = Digest(twin) == sha1(&[data]);
+        return Ok(Some(if same { Addition::Duplicate } else { Addition::Mismatch }));
+    }
+    let in_chunk =
+        view.count("SELECT count(*) FROM fragment WHERE message = ?1 AND chunk = ?2", params![message.0, place.chunk])?;
+    Ok((in_chunk >= u64::from(shape.k)).then_some(Addition::Unneeded))
+}
+
+/// Room for this fragment now, and for its whole message if nothing else were there.
+fn has_room(view: &View<'_>, scope: &str, shape: &Shape, len: usize, limit: u64) -> Result<bool, StoreError> {
+    let len = u64::try_from(len).unwrap_or(u64::MAX);
+    let stored = view.count("SELECT sum(stored) FROM fragmented WHERE scope = ?1", params![scope])?;
+    Ok(shape.needed().saturating_mul(len) <= limit && stored.saturating_add(len) <= limit)
+}
+
+fn begin(tx: &Tx<'_>, scope: &str, facts: &FragmentFacts, now: SystemTime) -> Result<FragmentedId, StoreError> {
+    let Shape { message_len, capacity, k, n, chunks } = facts.shape;
+    tx.insert(
+        "INSERT INTO fragmented (scope, message_id, message_len, capacity, k, n, chunks, since)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![scope, facts.message_id.0, message_len, capacity, k, n, chunks, day_end(now)],
+    )
+    .map(FragmentedId)
+}
+
+fn store(tx: &Tx<'_>, message: FragmentedId, place: Place, data: &[u8]) -> Result<(), StoreError> {
+    tx.insert(
+        "INSERT INTO fragment (message, chunk, position, digest, octets) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![message.0, place.chunk, place.position, sha1(&[data]).0, data],
+    )?;
+    tx.execute(
+        "UPDATE fragmented SET have = have + 1, stored = stored + ?2 WHERE id = ?1",
+        params![message.0, i64::try_from(data.len()).unwrap_or(i64::MAX)],
+    )?;
+    Ok(())
+}
+
+/// The messages of a scope that have fragments enough, at most `limit`. After a start there may be some that
+/// [`Addition::Added`] announced to a process that is gone.
+///
+/// # Errors
+/// What the database says.
+pub fn ready(view: &View<'_>, scope: &str, limit: usize) -> Result<Vec<FragmentedId>, StoreError> {
+    view.all(
+        "SELECT id FROM fragmented WHERE scope = ?1 AND have = k * chunks ORDER BY id LIMIT ?2",
+        params![scope, sql_limit(limit)],
+        |row| Ok(FragmentedId(row.get(0)?)),
+    )
+}
+
+/// The fragments of a message, if there are enough. Putting them together takes time: do it between this and the step
+/// that calls [`complete`], not in a step.
+///
+/// # Errors
+/// What the database says.
+pub fn load(view: &View<'_>, message: FragmentedId) -> Result<Option<ReadyMessage>, StoreError> {
+    let head = view.first(
+        "SELECT message_id, message_len, capacity, k, n, chunks FROM fragmented
+            WHERE id = ?1 AND have = k * chunks",
+        params![message.0],
+        |row| Ok((Digest(row.get(0)?), shape(row, 1)?)),
+    )?;
+    let Some((message_id, shape)) = head else { return Ok(None) };
+    let rows = view.all(
+        "SELECT chunk, position, octets FROM fragment WHERE message = ?1 ORDER BY chunk, position",
+        params![message.0],
+        |row| Ok((row.get::<_, u32>(0)?, row.get::<_, u32>(1)?, octets(row, 2)?.to_vec())),
+    )?;
+    let mut chunks: Vec<Vec<(u32, Vec<u8>)>> = Vec::new();
+    let mut last = None;
+    for (chunk, position, octets) in rows {
+        match chunks.last_mut() {
+            Some(fragments) if last == Some(chunk) => fragments.push((position, octets)),
+            _ => chunks.push(vec![(position, octets)]),
+        }
+        last = Some(chunk);
+    }
+    Ok(Some(ReadyMessage { id: message, message_id, shape, chunks }))
+}
+
+/// [`load`] and [`complete`] in one step, for small messages.
+///
+/// # Errors
+/// What the database says.
+pub fn take_ready(tx: &Tx<'_>, message: FragmentedId, now: SystemTime) -> Result<Option<ReadyMessage>, StoreError> {
+    let ready = load(tx, message)?;
+    if ready.is_some() {
+        complete(tx, message, now)?;
+    }
+    Ok(ready)
+}
+
+/// Deletes the fragments of a message and takes no more of it: it was put together, or cannot be, or the user gave it
+/// up. Says whether it was there; if not, it was completed before, and what was made of it must not be used twice.
+///
+/// # Errors
+/// What the database says.
+pub fn complete(tx: &Tx<'_>, message: FragmentedId, now: SystemTime) -> Result<bool, StoreError> {
+    let named = tx.first("SELECT scope, message_id FROM fragmented WHERE id = ?1", params![message.0], |row| {
+        Ok((row.get::<_, String>(0)?, Digest(row.get(1)?)))
+    })?;
+    let Some((scope, message_id)) = named else { return Ok(false) };
+    tx.execute("DELETE FROM fragment WHERE message = ?1", params![message.0])?;
+    tx.execute("DELETE FROM fragmented WHERE id = ?1", params![message.0])?;
+    remember(tx, &scope, &message_id, now)?;
+    Ok(true)
+}
+
+/// The messages of a scope that wait for more, oldest first.
+///
+/// # Errors
+/// What the database says.
+pub fn list(view: &View<'_>, scope: &str) -> Result<Vec<Partial>, StoreError> {
+    view.all(
+        "SELECT id, message_id, message_len, capacity, k, n, chunks, have, since FROM fragmented
+            WHERE scope = ?1 ORDER BY since, id",
+        params![scope],
+        |row| {
+            Ok(Partial {
+                id: FragmentedId(row.get(0)?),
+                message_id: Digest(row.get(1)?),
+                shape: shape(row, 2)?,
+                have: row.get(7)?,
+                since: instant(row.get(8)?),
+            })
+        },
+    )
+}
+
+/// Gives up, in all scopes, the messages whose first fragment came on a day before `before`, and says how many.
+///
+/// # Errors
+/// What the database says.
+pub fn expire(tx: &Tx<'_>, before: SystemTime, now: SystemTime) -> Result<usize, StoreError> {
+    let old = tx.all("SELECT id FROM fragmented WHERE since <= ?1", params![seconds(before)], |row| {
+        Ok(FragmentedId(row.get(0)?))
+    })?;
+    for message in &old {
+        complete(tx, *message, now)?;
+    }
+    Ok(old.len())
+}
+
+/// Forgets the ids of messages that were done on a day before `before`, and says how many. Fragments of them that come
+/// later are stored as new ones.
+///
+/// # Errors
+/// What the database says.
+pub fn prune(tx: &Tx<'_>, before: SystemTime) -> Result<usize, StoreError> {
+    tx.execute("DELETE FROM fragmented_done WHERE done <= ?1", params![seconds(before)])
+}
+
+fn is_done(view: &View<'_>, scope: &str, message_id: &Digest) -> Result<bool, StoreError> {
+    view.exists("SELECT 1 FROM fragmented_done WHERE scope = ?1 AND message_id = ?2", params![scope, message_id.0])
+}
+
+/// Also for messages of which nothing was stored yet.
+fn reject_by_id(tx: &Tx<'_>, scope: &str, message_id: &Digest, now: SystemTime) -> Result<(), StoreError> {
+    let known = tx.first(
+        "SELECT id FROM fragmented WHERE scope = ?1 AND message_id = ?2",
+        params![scope, message_id.0],
+        |row| Ok(FragmentedId(row.get(0)?)),
+    )?;
+    match known {
+        Some(message) => complete(tx, message, now).map(|_| ()),
+        None => remember(tx, scope, message_id, now),
+    }
+}
+
+fn remember(tx: &Tx<'_>, scope: &str, message_id: &Digest, now: SystemTime) -> Result<(), StoreError> {
+    tx.execute(
+        "INSERT OR IGNORE INTO fragmented_done (scope, message_id, done) VALUES (?1, ?2, ?3)",
+        params![scope, message_id.0, day_end(now)],
+    )?;
+    Ok(())
+}
+
+fn shape(row: &Row<'_>, column: usize) -> Result<Shape, StoreError> {
+    Ok(Shape {
+        message_len: row.get(column)?,
+        capacity: row.get(column + 1)?,
+        k: row.get(column + 2)?,
+        n: row.get(column + 3)?,
+        chunks: row.get(column + 4)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        Addition, FragmentFacts, FragmentedId, SCHEMA, Shape, add, complete, expire, list, load, prune, ready,
+        take_ready,
+    };
+    use crate::store::Db;
+    use crate::store::testing::{digest, fresh, hour, reopened};
+
+    const SHAPE: Shape = Shape { message_len: 70, capacity: 20, k: 2, n: 3, chunks: 2 };
+    const LIMIT: u64 = 1000;
+
+    fn facts(message: &str, index: u32) -> FragmentFacts {
+        FragmentFacts { message_id: digest(message), index, shape: SHAPE }
+    }
+
+    fn data(index: u32) -> Vec<u8> {
+        vec![u8::try_from(index).unwrap(); 20]
+    }
+
+    fn put(db: &Db, scope: &'static str, message: &'static str, index: u32) -> Addition {
+        db.write(move |tx| add(tx, scope, &facts(message, index), &data(index), hour(0), LIMIT)).unwrap()
+    }
+
+    fn id(addition: Addition) -> FragmentedId {
+        match addition {
+            Addition::Added { message, .. } => message,
+            other => panic!("not added: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn message_is_ready_when_each_chunk_has_enough_even_across_a_restart() {
+        let (folder, db) = fresh(&[SCHEMA]);
+        let message = id(put(&db, "mark", "m", 4));
+        for index in [0, 2] {
+            assert_eq!(put(&db, "mark", "m", index), Addition::Added { message, ready: false });
+        }
+        assert_eq!(put(&db, "mark", "m", 1), Addition::Unneeded);
+        assert_eq!(put(&db, "mark", "m", 0), Addition::Duplicate);
+        let db = reopened(folder.path(), db, &[SCHEMA]);
+        assert!(db.read(move |view| load(view, message)).unwrap().is_none());
+        assert_eq!(db.read(|view| list(view, "mark")).unwrap()[0].have, 3);
+        assert_eq!(put(&db, "mark", "m", 5), Addition::Added { message, ready: true });
+        assert_eq!(db.read(|view| ready(view, "mark", 10)).unwrap(), [message]);
+        assert!(db.read(|view| ready(view, "sam", 10)).unwrap().is_empty());
+        let whole = db.write(move |tx| take_ready(tx, message, hour(0))).unwrap().unwrap();
+        assert_eq!((whole.message_id, whole.shape), (digest("m"), SHAPE));
+        assert_eq!(whole.chunks, [vec![(0, data(0)), (2, data(2))], vec![(1, data(4)), (2, data(5))]]);
+        assert_eq!(put(&db, "mark", "m", 1), Addition::AlreadyDone);
+        assert!(!db.write(move |tx| complete(tx, message, hour(0))).unwrap());
+    }
+
+    #[test]
+    fn halves_sent_to_two_identities_never_make_a_whole() {
+        let (_folder, db) = fresh(&[SCHEMA]);
+        for (scope, index) in [("mark", 0), ("mark", 1), ("sam", 3), ("sam", 4)] {
+            assert!(matches!(put(&db, scope, "m", index), Addition::Added { ready: false, .. }));
+        }
+    }
+
+    #[test]
+    fn fragment_that_contradicts_the_others_brings_the_message_down() {
+        let other_shape = FragmentFacts { shape: Shape { message_len: 71, ..SHAPE }, ..facts("m", 1) };
+        let contradictions = [(other_shape, data(1)), (facts("m", 6), data(6)), (facts("m", 0), data(9))];
+        for (contradiction, octets) in contradictions {
+            let (_folder, db) = fresh(&[SCHEMA]);
+            put(&db, "mark", "m", 0);
+            put(&db, "mark", "bystander", 0);
+            let result = db.write(move |tx| add(tx, "mark", &contradiction, &octets, hour(0), LIMIT)).unwrap();
+            assert_eq!(result, Addition::Mismatch);
+            assert_eq!(put(&db, "mark", "m", 1), Addition::AlreadyDone);
+            let left = db.read(|view| list(view, "mark")).unwrap();
+            assert_eq!(left.iter().map(|partial| partial.message_id).collect::<Vec<_>>(), [digest("bystander")]);
+        }
+    }
+
+    #[test]
+    fn impossible_shapes_are_refused() {
+        let (_folder, db) = fresh(&[SCHEMA]);
+        let shapes =
+            [Shape { n: 0, ..SHAPE }, Shape { k: 0, ..SHAPE }, Shape { k: 4, ..SHAPE }, Shape { chunks: 0, ..SHAPE }];
+        for (count, shape) in shapes.into_iter().enumerate() {
+            let facts = FragmentFacts { message_id: digest(&count.to_string()), index: 0, shape };
+            let result = db.write(move |tx| add(tx, "mark", &facts, &data(0), hour(0), LIMIT)).unwrap();
+            assert_eq!(result, Addition::Mismatch, "{shape:?}");
+        }
+    }
+
+    #[test]
+    fn scope_takes_no_more_than_its_limit() {
+        let (_folder, db) = fresh(&[SCHEMA]);
+        let put = |scope: &'static str, message: &'static str, index, limit| {
+            db.write(move |tx| add(tx, scope, &facts(message, index), &data(index), hour(0), limit)).unwrap()
+        };
+        // Four fragments of 20 octets are needed: below 80 the message could never be whole.
+        assert_eq!(put("mark", "m", 0, 79), Addition::OverLimit);
+        for index in [0, 1, 3] {
+            assert!(matches!(put("mark", "m", index, 80), Addition::Added { .. }));
+        }
+        assert!(matches!(put("mark", "other", 0, 80), Addition::Added { .. }));
+        assert_eq!(put("mark", "m", 4, 80), Addition::OverLimit);
+        assert!(matches!(put("sam", "m", 4, 80), Addition::Added { .. }));
+    }
+
+    #[test]
+    fn message_that_stays_incomplete_is_given_up_and_later_forgotten() {
+        let (_folder, db) = fresh(&[SCHEMA]);
+        put(&db, "mark", "m", 0);
+        assert_eq!(db.write(|tx| expire(tx, hour(23), hour(60))).unwrap(), 0);
+        assert_eq!(db.write(|tx| expire(tx, hour(24), hour(60))).unwrap(), 1);
+        assert_eq!(put(&db, "mark", "m", 1), Addition::AlreadyDone);
+        assert_eq!(db.write(|tx| prune(tx, hour(71))).unwrap(), 0);
+        assert_eq!(db.write(|tx| prune(tx, hour(72))).unwrap(), 1);
+        assert!(matches!(put(&db, "mark", "m", 1), Addition::Added { .. }));
+    }
+}

@@ -1,0 +1,53 @@
+//! What must survive a crash: the queues, logs and keys of a role, in one SQLite database each.
+//!
+//! `db` alone speaks to SQLite; the other files bring their tables as a [`db::Schema`] and their steps as functions on
+//! [`db::Tx`], so that several steps make one transaction. No clock here and no dice: both are handed in. What the
+//! octets mean is floor 0's, when to retry or to give up is `crate::node`'s.
+
+pub mod db;
+pub mod fragments;
+pub mod inbox;
+pub mod keyring;
+pub mod outbox;
+pub mod queue;
+pub mod replay;
+pub mod surbs;
+
+pub use db::{Db, Schema, StoreError, StoreErrorKind, Tx, View};
+
+/// The tables of a node's database.
+pub const NODE_SCHEMAS: [Schema; 3] = [queue::SCHEMA, replay::SCHEMA, fragments::SCHEMA];
+/// The tables of a gateway's database, but for what other crates bring.
+pub const GATEWAY_SCHEMAS: [Schema; 5] =
+    [keyring::SCHEMA, outbox::SCHEMA, inbox::SCHEMA, surbs::SCHEMA, fragments::SCHEMA];
+
+use db::Row;
+
+use crate::packet::{Handle, NextHop, Packet, Payload, RoutingType};
+
+/// The packet in a column, not copied more than once.
+fn packet(row: &Row<'_>, column: usize) -> Result<Packet, StoreError> {
+    Packet::from_bytes(db::octets(row, column)?)
+        .map_err(|_| StoreError::Corrupt { what: "a stored packet of the wrong length" })
+}
+
+fn payload(row: &Row<'_>, column: usize) -> Result<Payload, StoreError> {
+    Payload::from_bytes(db::octets(row, column)?)
+        .map_err(|_| StoreError::Corrupt { what: "a stored payload of the wrong length" })
+}
+
+fn handle(row: &Row<'_>, column: usize) -> Result<Option<Handle>, StoreError> {
+    Ok(row.get::<_, Option<_>>(column)?.map(Handle))
+}
+
+fn routing_type(row: &Row<'_>, column: usize) -> Result<RoutingType, StoreError> {
+    Ok(RoutingType(row.get(column)?))
+}
+
+fn next_hop(row: &Row<'_>, type_column: usize, info_column: usize) -> Result<NextHop, StoreError> {
+    NextHop::parse(routing_type(row, type_column)?, db::octets(row, info_column)?)
+        .map_err(|_| StoreError::Corrupt { what: "stored routing info that leads nowhere" })
+}
+
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,173 @@
+//! What leaves the network here and was not delivered yet.
+//!
+//! How to deliver is `crate::deliver`'s.
+
+use std::fmt;
+use std::time::SystemTime;
+
+use super::{drop_content, put_content};
+use crate::packet::{Handle, Payload, RoutingType};
+use crate::store::db::{Row, StoreError, Tx, View, instant, octets, params, row_id, seconds, sql_limit};
+use crate::store::{handle, payload, routing_type};
+
+row_id! {
+    /// A delivery.
+    ExitId
+}
+
+/// A delivery that waits.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ExitItem {
+    /// Its row.
+    pub id: ExitId,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it was tried first.
+    pub first_attempt: Option<SystemTime>,
+    /// How to deliver it.
+    pub exit_type: RoutingType,
+    /// To whom.
+    pub address: Vec<u8>,
+    /// What to deliver.
+    pub content: ExitContent,
+}
+
+/// What to deliver.
+#[derive(Clone, PartialEq, Eq)]
+pub enum ExitContent {
+    /// The payload of one packet, still encoded.
+    Payload {
+        /// The decoding handle; FRAGMENT has none.
+        handle: Option<Handle>,
+        /// The payload.
+        payload: Payload,
+    },
+    /// A message that was put together from fragments, still compressed.
+    Message(Vec<u8>),
+}
+
+/// Prints neither address nor content.
+impl fmt::Debug for ExitItem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExitItem").field("id", &self.id).field("attempts", &self.attempts).finish_non_exhaustive()
+    }
+}
+
+/// Prints nothing of it.
+impl fmt::Debug for ExitContent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ExitContent(..)")
+    }
+}
+
+pub(super) fn enqueue_payload(
+    tx: &Tx<'_>,
+    exit_type: RoutingType,
+    address: &[u8],
+    handle: Option<Handle>,
+    content: i64,
+) -> Result<ExitId, StoreError> {
+    tx.insert(
+        "INSERT INTO exit (whole_message, exit_type, address, handle, content) VALUES (FALSE, ?1, ?2, ?3, ?4)",
+        params![exit_type.0, address, handle.map(|handle| handle.0), content],
+    )
+    .map(ExitId)
+}
+
+/// Puts a message that was put together from fragments into the queue. It has been through the pool, piece by piece.
+///
+/// # Errors
+/// What the database says.
+pub fn insert_message(
+    tx: &Tx<'_>,
+    exit_type: RoutingType,
+    address: &[u8],
+    compressed: &[u8],
+) -> Result<ExitId, StoreError> {
+    let content = put_content(tx, compressed)?;
+    tx.insert(
+        "INSERT INTO exit (whole_message, exit_type, address, content) VALUES (TRUE, ?1, ?2, ?3)",
+        params![exit_type.0, address, content],
+    )
+    .map(ExitId)
+}
+
+/// The deliveries to try now, at most `limit`.
+///
+/// # Errors
+/// What the database says.
+pub fn due(view: &View<'_>, now: SystemTime, limit: usize) -> Result<Vec<ExitItem>, StoreError> {
+    view.all(
+        "SELECT exit.id, attempts, first_attempt, exit_type, address, whole_message, handle, octets
+            FROM exit JOIN content ON content.id = exit.content
+            WHERE next_attempt <= ?1 ORDER BY next_attempt, exit.id LIMIT ?2",
+        params![seconds(now), sql_limit(limit)],
+        item,
+    )
+}
+
+/// When the next delivery is due, if any waits.
+///
+/// # Errors
+/// What the database says.
+pub fn next_due(view: &View<'_>) -> Result<Option<SystemTime>, StoreError> {
+    view.first("SELECT next_attempt FROM exit ORDER BY next_attempt LIMIT 1", &[], |row| Ok(instant(row.get(0)?)))
+}
+
+/// How many deliveries wait.
+///
+/// # Errors
+/// What the database says.
+pub fn count(view: &View<'_>) -> Result<u64, StoreError> {
+    view.count("SELECT count(*) FROM exit", &[])
+}
+
+/// Forgets what was delivered. Says whether it was there.
+///
+/// # Errors
+/// What the database says.
+pub fn delivered(tx: &Tx<'_>, id: ExitId) -> Result<bool, StoreError> {
+    let content = tx.first("SELECT content FROM exit WHERE id = ?1", params![id.0], |row| Ok(row.get::<_, i64>(0)?))?;
+    let Some(content) = content else { return Ok(false) };
+    tx.execute("DELETE FROM exit WHERE id = ?1", params![id.0])?;
+    drop_content(tx, content)?;
+    Ok(true)
+}
+
+/// Leaves a delivery until `next_attempt`, after an attempt that failed at `now`.
+///
+/// # Errors
+/// [`StoreError::Missing`]; what the database says.
+pub fn postpone(tx: &Tx<'_>, id: ExitId, now: SystemTime, next_attempt: SystemTime) -> Result<(), StoreError> {
+    let changed = tx.execute(
+        "UPDATE exit
+            SET attempts = attempts + 1, first_attempt = coalesce(first_attempt, ?2), next_attempt = ?3 WHERE id = ?1",
+        params![id.0, seconds(now), seconds(next_attempt)],
+    )?;
+    if changed == 0 { Err(StoreError::Missing { what: "delivery" }) } else { Ok(()) }
+}
+
+/// Drops what cannot be delivered. Says whether it was there.
+///
+/// # Errors
+/// What the database says.
+pub fn give_up(tx: &Tx<'_>, id: ExitId) -> Result<bool, StoreError> {
+    delivered(tx, id)
+}
+
+fn item(row: &Row<'_>) -> Result<ExitItem, StoreError> {
+    let whole_message: bool = row.get(5)?;
+    let content = if whole_message {
+        ExitContent::Message(octets(row, 7)?.to_vec())
+    } else {
+        ExitContent::Payload { handle: handle(row, 6)?, payload: payload(row, 7)? }
+    };
+    Ok(ExitItem {
+        id: ExitId(row.get(0)?),
+        attempts: row.get(1)?,
+        first_attempt: row.get::<_, Option<i64>>(2)?.map(instant),
+        exit_type: routing_type(row, 3)?,
+        address: octets(row, 4)?.to_vec(),
+        content,
+    })
+}

@@ -1,0 +1,309 @@
+//! The queues of a node: incoming → pool → outgoing or exit (minion-spec 4, 5).
+//!
+//! A step from queue to queue is one transaction: a crash loses nothing and repeats nothing. When packets leave the
+//! pool is `crate::batch`'s, when a delivery is tried again `crate::node`'s.
+//! Octets that wait lie in one table and the queues point at them: a 32 KB packet is not written again, and its old
+//! place overwritten, for each queue that it passes.
+
+pub mod exit;
+pub mod incoming;
+pub mod outgoing;
+pub mod pool;
+
+pub use exit::{ExitContent, ExitId, ExitItem};
+pub use incoming::{Admission, IncomingId, Next};
+pub use outgoing::{Destination, DestinationId, OutgoingId};
+pub use pool::{PoolId, PoolItem};
+
+use super::db::{Schema, StoreError, Tx, params};
+
+/// The tables of this folder. No arrival times: they would only help to link what comes in with what goes out.
+pub const SCHEMA: Schema = Schema {
+    name: "queue",
+    version: 1,
+    // AUTOINCREMENT where a reader pages by id: a number must not come again.
+    sql: "
+        CREATE TABLE incoming (id INTEGER PRIMARY KEY AUTOINCREMENT, octets BLOB NOT NULL);
+        CREATE TABLE content (id INTEGER PRIMARY KEY, octets BLOB NOT NULL);
+        CREATE TABLE pool (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            routing_type INTEGER NOT NULL,
+            routing_info BLOB NOT NULL,
+            next_key_id BLOB,
+            handle BLOB,
+            content INTEGER NOT NULL REFERENCES content (id)
+        );
+        CREATE INDEX pool_by_content ON pool (content);
+        CREATE INDEX pool_by_next ON pool (next_key_id) WHERE next_key_id IS NOT NULL;
+        CREATE TABLE destination (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            routing_type INTEGER NOT NULL,
+            routing_info BLOB NOT NULL,
+            attempts INTEGER NOT NULL DEFAULT 0,
+            first_attempt INTEGER,
+            next_attempt INTEGER NOT NULL DEFAULT 0,
+            UNIQUE (routing_type, routing_info)
+        );
+        CREATE INDEX destination_by_time ON destination (next_attempt);
+        CREATE TABLE outgoing (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            destination INTEGER NOT NULL REFERENCES destination (id),
+            content INTEGER NOT NULL REFERENCES content (id)
+        );
+        CREATE INDEX outgoing_by_content ON outgoing (content);
+        CREATE INDEX outgoing_by_destination ON outgoing (destination, id);
+        CREATE TABLE exit (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            whole_message INTEGER NOT NULL,
+            exit_type INTEGER NOT NULL,
+            address BLOB NOT NULL,
+            handle BLOB,
+            attempts INTEGER NOT NULL DEFAULT 0,
+            first_attempt INTEGER,
+            next_attempt INTEGER NOT NULL DEFAULT 0,
+            content INTEGER NOT NULL REFERENCES content (id)
+        );
+        CREATE INDEX exit_by_content ON exit (content);
+        CREATE INDEX exit_by_time ON exit (next_attempt, id);
+    ",
+};
+
+fn put_content(tx: &Tx<'_>, octets: &[u8]) -> Result<i64, StoreError> {
+    tx.insert("INSERT INTO content (octets) VALUES (?1)", params![octets])
+}
+
+fn drop_content(tx: &Tx<'_>, content: i64) -> Result<(), StoreError> {
+    tx.execute("DELETE FROM content WHERE id = ?1", params![content])?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::incoming::{self, Admission, Next};
+    use super::pool::{self, PoolItem, Released};
+    use super::{ExitContent, SCHEMA, exit, outgoing};
+    use crate::packet::{Handle, NextHop, Packet, RoutingType};
+    use crate::store::db::{Schema, StoreError};
+    use crate::store::testing::{as_after_a_kill, digest, fresh, hop, hour, packet, payload, reopened};
+    use crate::store::{Db, replay};
+
+    const SCHEMAS: [Schema; 2] = [SCHEMA, replay::SCHEMA];
+
+    fn relay(host: &str, fill: u8) -> PoolItem {
+        PoolItem::Relay { next: hop(host), packet: packet(fill) }
+    }
+
+    fn deliver(fill: u8) -> PoolItem {
+        PoolItem::Deliver {
+            exit_type: RoutingType::SMTP,
+            address: b"a@example.org".to_vec(),
+            handle: Some(Handle([fill; 20])),
+            payload: payload(fill),
+        }
+    }
+
+    fn pooled(db: &Db, items: Vec<PoolItem>) {
+        db.write(move |tx| items.iter().try_for_each(|item| pool::insert(tx, item).map(|_| ()))).unwrap();
+    }
+
+    fn release_all(db: &Db, own: Option<NextHop>) -> Released {
+        let ids = db.read(pool::ids).unwrap();
+        db.write(move |tx| pool::release(tx, &ids, own.map(|own| own.key_id()).as_ref())).unwrap()
+    }
+
+    fn finish(db: &Db, id: incoming::IncomingId, next: Next) -> Result<Admission, StoreError> {
+        db.write(move |tx| incoming::finish(tx, id, &digest("key"), &digest("packet"), &next))
+    }
+
+    fn contents(db: &Db) -> u64 {
+        db.read(|view| view.count("SELECT count(*) FROM content", &[])).unwrap()
+    }
+
+    #[test]
+    fn received_packets_wait_through_a_kill() {
+        let (folder, db) = fresh(&SCHEMAS);
+        let ids: Vec<_> = (1..=3).map(|fill| db.write(move |tx| incoming::push(tx, &packet(fill))).unwrap()).collect();
+        let (_copy, db) = as_after_a_kill(folder.path(), &SCHEMAS);
+        let all = db.read(|view| incoming::load(view, None, 10)).unwrap();
+        assert_eq!(all, ids.iter().copied().zip([packet(1), packet(2), packet(3)]).collect::<Vec<_>>());
+        let rest = db.read(|view| incoming::load(view, Some(ids[0]), 1)).unwrap();
+        assert_eq!(rest, [(ids[1], packet(2))]);
+    }
+
+    #[test]
+    fn number_of_an_incoming_packet_never_comes_again() {
+        let (_folder, db) = fresh(&SCHEMAS);
+        let first = db.write(|tx| incoming::push(tx, &packet(1))).unwrap();
+        assert!(db.write(move |tx| incoming::discard(tx, first)).unwrap());
+        assert!(!db.write(move |tx| incoming::discard(tx, first)).unwrap());
+        assert!(db.write(|tx| incoming::push(tx, &packet(2))).unwrap() > first);
+        assert_eq!(db.read(incoming::count).unwrap(), 1);
+    }
+
+    #[test]
+    fn replayed_packet_goes_no_further() {
+        let (_folder, db) = fresh(&SCHEMAS);
+        let first = db.write(|tx| incoming::push(tx, &packet(1))).unwrap();
+        let copy = db.write(|tx| incoming::push(tx, &packet(1))).unwrap();
+        assert_eq!(finish(&db, first, Next::Pool(relay("a.example.org", 9))).unwrap(), Admission::Admitted);
+        assert_eq!(finish(&db, copy, Next::Pool(relay("a.example.org", 9))).unwrap(), Admission::Replayed);
+        assert_eq!(db.read(pool::count).unwrap(), 1);
+        assert_eq!(db.read(incoming::count).unwrap(), 0);
+        let again = finish(&db, first, Next::Drop);
+        assert!(matches!(again, Err(StoreError::Missing { .. })), "{again:?}");
+    }
+
+    #[test]
+    fn kill_before_the_commit_leaves_the_packet_incoming_and_not_in_the_replay_log() {
+        let (folder, db) = fresh(&SCHEMAS);
+        let id = db.write(|tx| incoming::push(tx, &packet(1))).unwrap();
+        let here = folder.path().to_owned();
+        let (_copy, killed) = db
+            .write(move |tx| {
+                incoming::finish(tx, id, &digest("key"), &digest("packet"), &Next::Pool(deliver(1)))?;
+                Ok(as_after_a_kill(&here, &SCHEMAS))
+            })
+            .unwrap();
+        assert_eq!(killed.read(incoming::count).unwrap(), 1);
+        assert_eq!(killed.read(pool::count).unwrap(), 0);
+        assert_eq!(finish(&killed, id, Next::Pool(deliver(1))).unwrap(), Admission::Admitted);
+        let (_copy, killed) = as_after_a_kill(folder.path(), &SCHEMAS);
+        assert_eq!(killed.read(incoming::count).unwrap(), 0);
+        assert_eq!(killed.read(pool::count).unwrap(), 1);
+        assert!(killed.read(|view| replay::seen(view, &digest("key"), &digest("packet"))).unwrap());
+    }
+
+    #[test]
+    fn dummy_leaves_nothing_but_its_replay_entry() {
+        let (_folder, db) = fresh(&SCHEMAS);
+        let id = db.write(|tx| incoming::push(tx, &packet(1))).unwrap();
+        assert_eq!(finish(&db, id, Next::Drop).unwrap(), Admission::Admitted);
+        assert_eq!(db.read(pool::count).unwrap(), 0);
+        assert!(db.read(|view| replay::seen(view, &digest("key"), &digest("packet"))).unwrap());
+    }
+
+    #[test]
+    fn batch_leaves_by_destination_in_the_order_it_was_given() {
+        let (folder, db) = fresh(&SCHEMAS);
+        pooled(&db, vec![relay("a.example.org", 1), relay("b.example.org", 2), relay("a.example.org", 3), deliver(4)]);
+        let mut ids = db.read(pool::ids).unwrap();
+        ids.reverse();
+        let released = db.write(move |tx| pool::release(tx, &ids, None)).unwrap();
+        assert_eq!(released, Released { relays: 3, deliveries: 1, own: 0 });
+        let db = reopened(folder.path(), db, &SCHEMAS);
+        let due = db.read(|view| outgoing::due_destinations(view, hour(0))).unwrap();
+        let [a, b] = due.as_slice() else { panic!("two destinations: {due:?}") };
+        assert_eq!((&a.next, a.packets), (&hop("a.example.org"), 2));
+        assert_eq!((&b.next, b.packets), (&hop("b.example.org"), 1));
+        let packets: Vec<Packet> = db
+            .read(|view| outgoing::packets_for(view, a.id, 10))
+            .unwrap()
+            .into_iter()
+            .map(|(_, packet)| packet)
+            .collect();
+        assert_eq!(packets, [packet(3), packet(1)]);
+        assert_eq!(db.read(pool::count).unwrap(), 0);
+    }
+
+    #[test]
+    fn batch_released_twice_leaves_once() {
+        let (_folder, db) = fresh(&SCHEMAS);
+        pooled(&db, vec![relay("a.example.org", 1)]);
+        let ids = db.read(pool::ids).unwrap();
+        let again = ids.clone();
+        db.write(move |tx| pool::release(tx, &ids, None)).unwrap();
+        assert_eq!(db.write(move |tx| pool::release(tx, &again, None)).unwrap(), Released::default());
+        assert_eq!(db.read(outgoing::count).unwrap(), 1);
+    }
+
+    #[test]
+    fn packet_for_this_mix_itself_comes_in_again() {
+        let (_folder, db) = fresh(&SCHEMAS);
+        pooled(&db, vec![relay("me.example.org", 1), relay("a.example.org", 2)]);
+        let own = hop("me.example.org");
+        assert_eq!(db.read(|view| pool::relays_to(view, &own.key_id())).unwrap().len(), 1);
+        assert_eq!(release_all(&db, Some(own)), Released { relays: 1, deliveries: 0, own: 1 });
+        let back = db.read(|view| incoming::load(view, None, 10)).unwrap();
+        assert_eq!(back.into_iter().map(|(_, packet)| packet).collect::<Vec<_>>(), [packet(1)]);
+        assert_eq!(contents(&db), 1);
+    }
+
+    #[test]
+    fn sent_packets_are_gone_and_the_rest_is_due_at_once() {
+        let (_folder, db) = fresh(&SCHEMAS);
+        pooled(&db, vec![relay("a.example.org", 1), relay("a.example.org", 2)]);
+        release_all(&db, None);
+        let a = db.read(|view| outgoing::due_destinations(view, hour(0))).unwrap()[0].id;
+        db.write(move |tx| outgoing::postpone(tx, a, hour(0), hour(1))).unwrap();
+        let packets = db.read(|view| outgoing::packets_for(view, a, 10)).unwrap();
+        let (first, second) = (packets[0].0, packets[1].0);
+        db.write(move |tx| outgoing::sent(tx, &[first])).unwrap();
+        let due = db.read(|view| outgoing::due_destinations(view, hour(0))).unwrap();
+        assert_eq!((due[0].attempts, due[0].first_attempt, due[0].packets), (0, None, 1));
+        db.write(move |tx| outgoing::sent(tx, &[first, second])).unwrap();
+        assert!(db.read(|view| outgoing::due_destinations(view, hour(9))).unwrap().is_empty());
+        assert_eq!(db.read(outgoing::next_due).unwrap(), None);
+        assert_eq!(contents(&db), 0);
+    }
+
+    #[test]
+    fn retries_belong_to_the_destination_and_later_packets_wait_with_the_others() {
+        let (folder, db) = fresh(&SCHEMAS);
+        pooled(&db, vec![relay("a.example.org", 1), relay("b.example.org", 2)]);
+        release_all(&db, None);
+        let a = db.read(|view| outgoing::due_destinations(view, hour(0))).unwrap()[0].id;
+        db.write(move |tx| outgoing::postpone(tx, a, hour(0), hour(1))).unwrap();
+        db.write(move |tx| outgoing::postpone(tx, a, hour(1), hour(2))).unwrap();
+        pooled(&db, vec![relay("a.example.org", 3)]);
+        release_all(&db, None);
+        let db = reopened(folder.path(), db, &SCHEMAS);
+        let due = db.read(|view| outgoing::due_destinations(view, hour(1))).unwrap();
+        assert_eq!(due.iter().map(|d| d.next.clone()).collect::<Vec<_>>(), [hop("b.example.org")]);
+        let due = db.read(|view| outgoing::due_destinations(view, hour(2))).unwrap();
+        let waiting = due.iter().find(|d| d.id == a).unwrap();
+        assert_eq!((waiting.attempts, waiting.first_attempt, waiting.packets), (2, Some(hour(0)), 2));
+        assert_eq!(db.write(move |tx| outgoing::give_up(tx, a)).unwrap(), 2);
+        assert_eq!(db.read(outgoing::count).unwrap(), 1);
+        assert_eq!(contents(&db), 1);
+    }
+
+    #[test]
+    fn delivery_is_retried_until_it_is_done() {
+        let (folder, db) = fresh(&SCHEMAS);
+        pooled(&db, vec![deliver(1)]);
+        release_all(&db, None);
+        let id = db.read(|view| exit::due(view, hour(0), 10)).unwrap()[0].id;
+        db.write(move |tx| exit::postpone(tx, id, hour(0), hour(7))).unwrap();
+        assert!(db.read(|view| exit::due(view, hour(6), 10)).unwrap().is_empty());
+        assert_eq!(db.read(exit::next_due).unwrap(), Some(hour(7)));
+        let db = reopened(folder.path(), db, &SCHEMAS);
+        let due = db.read(|view| exit::due(view, hour(7), 10)).unwrap();
+        let [item] = due.as_slice() else { panic!("one delivery: {due:?}") };
+        assert_eq!((item.attempts, item.first_attempt), (1, Some(hour(0))));
+        assert_eq!((item.exit_type, item.address.as_slice()), (RoutingType::SMTP, &b"a@example.org"[..]));
+        assert_eq!(item.content, ExitContent::Payload { handle: Some(Handle([1; 20])), payload: payload(1) });
+        assert!(db.write(move |tx| exit::delivered(tx, id)).unwrap());
+        assert!(!db.write(move |tx| exit::give_up(tx, id)).unwrap());
+        let gone = db.write(move |tx| exit::postpone(tx, id, hour(8), hour(9)));
+        assert!(matches!(gone, Err(StoreError::Missing { .. })), "{gone:?}");
+        assert_eq!((db.read(exit::count).unwrap(), contents(&db)), (0, 0));
+    }
+
+    #[test]
+    fn message_put_together_from_fragments_waits_like_any_delivery() {
+        let (_folder, db) = fresh(&SCHEMAS);
+        db.write(|tx| exit::insert_message(tx, RoutingType::MBOX, b"someone", b"compressed")).unwrap();
+        let due = db.read(|view| exit::due(view, hour(0), 10)).unwrap();
+        assert_eq!(due[0].exit_type, RoutingType::MBOX);
+        assert_eq!(due[0].content, ExitContent::Message(b"compressed".to_vec()));
+        assert_eq!(format!("{:?}", due[0].content), "ExitContent(..)");
+    }
+
+    #[test]
+    fn octets_of_the_wrong_length_are_called_damage() {
+        let (_folder, db) = fresh(&SCHEMAS);
+        db.write(|tx| tx.insert("INSERT INTO incoming (octets) VALUES (x'00')", &[])).unwrap();
+        let read = db.read(|view| incoming::load(view, None, 1));
+        assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
+    }
+}

@@ -1,0 +1,62 @@
+//! What the tests of the stores share.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tempfile::TempDir;
+
+use super::{Db, Schema};
+use crate::crypto::{Digest, KeyId, sha1};
+use crate::packet::{HostName, HostRoute, NextHop, PACKET_LEN, PAYLOAD_LEN, Packet, Payload};
+
+/// An empty folder that nobody else can look into.
+pub(crate) fn private_folder() -> TempDir {
+    tempfile::Builder::new().permissions(Permissions::from_mode(0o700)).tempdir().unwrap()
+}
+
+/// A database in a folder of its own, which goes with the first value.
+pub(crate) fn fresh(schemas: &[Schema]) -> (TempDir, Db) {
+    let folder = private_folder();
+    let db = Db::open(&folder.path().join("store.db"), schemas).unwrap();
+    (folder, db)
+}
+
+/// The same database, opened again after a stop.
+pub(crate) fn reopened(folder: &Path, db: Db, schemas: &[Schema]) -> Db {
+    drop(db);
+    Db::open(&folder.join("store.db"), schemas).unwrap()
+}
+
+/// A database as a kill at this moment would leave it: a copy of the file and its write-ahead log.
+pub(crate) fn as_after_a_kill(folder: &Path, schemas: &[Schema]) -> (TempDir, Db) {
+    let copy = private_folder();
+    for name in ["store.db", "store.db-wal"] {
+        std::fs::copy(folder.join(name), copy.path().join(name)).unwrap();
+    }
+    let db = Db::open(&copy.path().join("store.db"), schemas).unwrap();
+    (copy, db)
+}
+
+pub(crate) fn packet(fill: u8) -> Packet {
+    Packet::from_bytes(&[fill; PACKET_LEN]).unwrap()
+}
+
+pub(crate) fn payload(fill: u8) -> Payload {
+    Payload::from_bytes(&[fill; PAYLOAD_LEN]).unwrap()
+}
+
+pub(crate) fn digest(word: &str) -> Digest {
+    sha1(&[word.as_bytes()])
+}
+
+pub(crate) fn hop(host: &str) -> NextHop {
+    let key_id = KeyId(digest(host).0);
+    NextHop::Host(HostRoute { host: HostName::parse(host).unwrap(), port: 48099, key_id })
+}
+
+/// An hour of some day in 2026.
+pub(crate) fn hour(hours: u64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_795_478_400 + hours * 3600)
+}
