@@ -15,3 +15,7 @@ pub mod secret;
 
 // Floor 1: stores, synchronous.
 pub mod store;
+
+// Floor 2: network and delivery.
+#[cfg(feature = "node")]
+pub mod net;

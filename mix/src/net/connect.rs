@@ -1,0 +1,304 @@
+//! Hands packets to the next mix: TCP, TLS, then `mmtp::client` (minion-spec 4).
+//!
+//! When to try, and when to try again, is decided above. What has no answer when the connection ends is tried again:
+//! should it have arrived all the same, the next mix takes it for a replay and drops it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use rand::CryptoRng;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+use super::tls::{LinkError, client_config};
+use super::writing::Writing;
+use crate::mmtp::client::Step;
+use crate::mmtp::frame::Command;
+use crate::mmtp::{ClientSession, PeerMisbehaved};
+use crate::packet::{NextHop, PACKET_LEN, Packet};
+
+/// Octets read at once. Answers have 30.
+const READ_LEN: usize = 1024;
+
+/// Addresses of one host that are tried. Whoever controls a name must not keep a connection busy for ever.
+const MAX_ADDRESSES: usize = 4;
+
+/// How long the peer may take to be told goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Time limits of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectConfig {
+    /// To find the addresses of the host, and again for each of them to answer. 30 seconds by default.
+    pub connect_timeout: Duration,
+    /// For the TLS handshake, and again for the version exchange. 30 seconds by default.
+    pub handshake_timeout: Duration,
+    /// Without any octet in or out while packets wait for their answer. 5 minutes by default, as in the reference: the
+    /// peer may have to wait for its disk.
+    pub progress_timeout: Duration,
+    /// No more units are sent over one connection after this time. 15 minutes by default: the specification demands
+    /// new keys then.
+    pub max_lifetime: Duration,
+}
+
+impl Default for ConnectConfig {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(30),
+            handshake_timeout: Duration::from_secs(30),
+            progress_timeout: Duration::from_secs(5 * 60),
+            max_lifetime: Duration::from_secs(15 * 60),
+        }
+    }
+}
+
+/// Something to send, with the name by which the caller knows it.
+#[derive(Debug, Clone)]
+pub struct Unit<I> {
+    id: I,
+    command: Command,
+    packet: Packet,
+}
+
+impl<I> Unit<I> {
+    /// A packet to be delivered.
+    pub fn packet(id: I, packet: Packet) -> Self {
+        Self { id, command: Command::Send, packet }
+    }
+
+    /// Padding of the link: from outside it looks like a packet (minion-spec 4).
+    pub fn junk(id: I, rng: &mut impl CryptoRng) -> Self {
+        let mut octets = vec![0; PACKET_LEN];
+        rng.fill_bytes(&mut octets);
+        let packet = Packet::from_bytes(&octets).expect("32768 octets: made above");
+        Self { id, command: Command::Junk, packet }
+    }
+}
+
+/// What became of a unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The next mix has it on disk: forget it.
+    Delivered,
+    /// The next mix did not take it: try again later.
+    Rejected,
+    /// No answer: try again later.
+    Unanswered,
+}
+
+/// What became of all units.
+#[derive(Debug)]
+pub struct Delivery<I> {
+    /// Each unit's outcome, in the order in which they were given.
+    pub outcomes: Vec<(I, Outcome)>,
+    /// Why some have no answer.
+    pub failure: Option<Undelivered>,
+}
+
+/// Why a connection did not come about or ended too early.
+#[derive(Debug, thiserror::Error)]
+pub enum Undelivered {
+    /// The host name was not resolved.
+    #[error("finding the address of the next mix")]
+    Resolve {
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The host name has no address, or the name service did not answer in time.
+    #[error("the next mix has no address")]
+    NoAddress,
+    /// No address took the connection.
+    #[error("connecting to the next mix")]
+    Connect {
+        /// What the system says about the last address.
+        source: io::Error,
+    },
+    /// The last address did not answer in time.
+    #[error("the next mix does not answer")]
+    ConnectTimeout,
+    /// The peer could not prove to be the next mix.
+    #[error("the peer is not the next mix")]
+    Link(#[from] LinkError),
+    /// TLS failed for other reasons.
+    #[error("the TLS handshake with the next mix")]
+    Handshake {
+        /// What TLS says.
+        source: io::Error,
+    },
+    /// TLS or the version exchange took too long.
+    #[error("no handshake within the time limit")]
+    HandshakeTimeout,
+    /// The peer broke the protocol.
+    #[error("the next mix broke the protocol")]
+    Misbehaved(#[from] PeerMisbehaved),
+    /// The peer closed the connection before it had answered everything.
+    #[error("the next mix closed the connection")]
+    Closed,
+    /// The connection broke.
+    #[error("the connection to the next mix broke")]
+    Broken {
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Nothing came or went for too long.
+    #[error("the next mix has stalled")]
+    Stalled,
+    /// The keys of the connection are too old for more; the rest wants a new one.
+    #[error("the connection to the next mix has lasted its time")]
+    LifetimeOver,
+    /// The caller has ended it.
+    #[error("ended from this side")]
+    Stopped,
+}
+
+/// Connects to the next mix and hands it all units in order, as many at a time as its answers allow. `now` is what the
+/// peer's certificate is checked against. Ends early, with what is known by then, when `stop` is cancelled.
+pub async fn deliver<I>(
+    next: &NextHop,
+    units: Vec<Unit<I>>,
+    config: &ConnectConfig,
+    now: SystemTime,
+    stop: &CancellationToken,
+) -> Delivery<I> {
+    let mut outcomes = vec![Outcome::Unanswered; units.len()];
+    let failure = if units.is_empty() {
+        None
+    } else {
+        let attempt = attempt(next, &units, &mut outcomes, config, now);
+        stop.run_until_cancelled(attempt).await.unwrap_or(Err(Undelivered::Stopped)).err()
+    };
+    Delivery { outcomes: units.into_iter().map(|unit| unit.id).zip(outcomes).collect(), failure }
+}
+
+async fn attempt<I>(
+    next: &NextHop,
+    units: &[Unit<I>],
+    outcomes: &mut [Outcome],
+    config: &ConnectConfig,
+    now: SystemTime,
+) -> Result<(), Undelivered> {
+    let (stream, address) = connect(next, config).await?;
+    let connector = TlsConnector::from(client_config(next.key_id(), now));
+    // Not compared with anything: the key id says who must be there.
+    let name = ServerName::IpAddress(address.ip().into());
+    let link = timeout(config.handshake_timeout, connector.connect(name, stream))
+        .await
+        .map_err(|_| Undelivered::HandshakeTimeout)?
+        .map_err(|source| match LinkError::find(&source) {
+            Some(refused) => Undelivered::Link(refused),
+            None => Undelivered::Handshake { source },
+        })?;
+    exchange(link, units, outcomes, config).await
+}
+
+async fn connect(next: &NextHop, config: &ConnectConfig) -> Result<(TcpStream, SocketAddr), Undelivered> {
+    let host = next.host();
+    let addresses = timeout(config.connect_timeout, lookup_host((host.as_str(), next.port())))
+        .await
+        .map_err(|_| Undelivered::NoAddress)?
+        .map_err(|source| Undelivered::Resolve { source })?;
+    let mut failure = Undelivered::NoAddress;
+    for address in addresses.take(MAX_ADDRESSES) {
+        match timeout(config.connect_timeout, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true).map_err(|source| Undelivered::Connect { source })?;
+                return Ok((stream, address));
+            }
+            Ok(Err(source)) => failure = Undelivered::Connect { source },
+            Err(_) => failure = Undelivered::ConnectTimeout,
+        }
+    }
+    Err(failure)
+}
+
+/// Drives the session until every unit has its answer.
+async fn exchange<I>(
+    link: TlsStream<TcpStream>,
+    units: &[Unit<I>],
+    outcomes: &mut [Outcome],
+    config: &ConnectConfig,
+) -> Result<(), Undelivered> {
+    let (mut reader, mut writer) = tokio::io::split(link);
+    let mut session = ClientSession::new();
+    let mut writing = Writing::default();
+    let mut buffer = [0; READ_LEN];
+    let mut unread = 0..0;
+    let mut unsent = units.iter();
+    let mut write_error = None;
+    let began = Instant::now();
+    let mut last_progress = began;
+    loop {
+        let input = buffer.get(unread.clone()).unwrap_or_default();
+        go_on(&mut session, input, &mut writing, outcomes)?;
+        let old = began.elapsed() >= config.max_lifetime;
+        if !old
+            && session.can_send()
+            && writing.is_empty()
+            && let Some(octets) = unsent.next().and_then(|unit| session.send(unit.command, &unit.packet))
+        {
+            writing.push(octets);
+        }
+        let agreed = session.is_agreed();
+        if agreed && session.unanswered() == 0 && (old || unsent.len() == 0) {
+            break;
+        }
+        let deadline = if agreed { last_progress + config.progress_timeout } else { began + config.handshake_timeout };
+        unread = 0..0;
+        tokio::select! {
+            read = reader.read(&mut buffer) => match read {
+                Ok(count) if count > 0 => unread = 0..count,
+                ended => return Err(ended_early(ended, write_error)),
+            },
+            // A peer that hung up may have answered before: what it said is still read.
+            written = writing.progress(&mut writer), if !writing.is_done() && write_error.is_none() => {
+                write_error = written.err();
+            }
+            () = sleep_until(deadline) => {
+                return Err(if agreed { Undelivered::Stalled } else { Undelivered::HandshakeTimeout });
+            }
+        }
+        last_progress = Instant::now();
+    }
+    // Everything is answered: whether the peer hears the goodbye makes no difference.
+    let _ = timeout(GOODBYE, writer.shutdown()).await;
+    if unsent.len() == 0 { Ok(()) } else { Err(Undelivered::LifetimeOver) }
+}
+
+/// Lets the session go on as far as it can with this input.
+fn go_on(
+    session: &mut ClientSession,
+    mut input: &[u8],
+    writing: &mut Writing,
+    outcomes: &mut [Outcome],
+) -> Result<(), PeerMisbehaved> {
+    loop {
+        match session.step(&mut input)? {
+            Step::Send(octets) => writing.push(octets),
+            Step::Agreed => {}
+            Step::Delivered(number) => settle(outcomes, number, Outcome::Delivered),
+            Step::Rejected(number) => settle(outcomes, number, Outcome::Rejected),
+            Step::Receive => return Ok(()),
+        }
+    }
+}
+
+fn ended_early(read: io::Result<usize>, write_error: Option<io::Error>) -> Undelivered {
+    match (read, write_error) {
+        (_, Some(source)) => Undelivered::Broken { source },
+        // Old TLS libraries hang up without saying so.
+        (Err(source), None) if source.kind() != io::ErrorKind::UnexpectedEof => Undelivered::Broken { source },
+        _ => Undelivered::Closed,
+    }
+}
+
+fn settle(outcomes: &mut [Outcome], number: usize, outcome: Outcome) {
+    if let Some(slot) = outcomes.get_mut(number) {
+        *slot = outcome;
+    }
+}

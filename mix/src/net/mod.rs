@@ -1,0 +1,9 @@
+//! The network: TLS links between mixes, the listener that takes packets, the client that hands them on.
+//!
+//! What is said over a link is `crate::mmtp`'s; here are the sockets, the time limits and the proof of who is there.
+
+pub mod connect;
+pub mod fetch;
+pub mod listen;
+pub mod tls;
+mod writing;
