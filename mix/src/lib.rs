@@ -18,4 +18,6 @@ pub mod store;
 
 // Floor 2: network and delivery.
 #[cfg(feature = "node")]
+pub mod deliver;
+#[cfg(feature = "node")]
 pub mod net;

@@ -1,0 +1,423 @@
+//! Hands a mail to the exit's mail server (RFC 5321); the only file that names lettre.
+//!
+//! One try: when to try again is `crate::node`'s to say. Answers of the server are kept as their code alone, since their
+//! text often repeats the recipient.
+
+use std::time::Duration;
+
+use lettre::address::Envelope;
+use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
+use lettre::transport::smtp::extension::ClientId;
+use serde::{Deserialize, Serialize};
+
+use crate::packet::HostName;
+use crate::path::Mailbox;
+
+/// A server that has taken the mail need not say good-bye.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The mail server that takes what leaves the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SmtpExitConfig {
+    /// Its name or address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Whether to speak TLS with it.
+    pub tls: SmtpTls,
+    /// How long one delivery may take. RFC 5321 4.5.3.2 grants a slow server minutes for each answer.
+    #[serde(with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required")]
+    pub timeout: Duration,
+    /// The name to greet it with; without one, the domain of the return address. Never the machine's own name.
+    pub hello: Option<String>,
+}
+
+impl Default for SmtpExitConfig {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".into(),
+            port: 25,
+            tls: SmtpTls::None,
+            timeout: Duration::from_secs(5 * 60),
+            hello: None,
+        }
+    }
+}
+
+/// TLS towards the mail server, by STARTTLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SmtpTls {
+    /// Never: for a server on this machine.
+    None,
+    /// If the server offers it, whatever its certificate; else without (RFC 7435).
+    Opportunistic,
+    /// Always, and the certificate must be good.
+    Required,
+}
+
+/// Why no mail can ever be delivered so. Blames the settings.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidSmtpExit {
+    /// A server would refuse to be greeted so.
+    #[error("hello: not a host name")]
+    Hello,
+    /// The certificates that this machine trusts can't be read.
+    #[error("setting up TLS towards the mail server")]
+    Tls(#[source] lettre::transport::smtp::Error),
+}
+
+/// Why a mail was not delivered. Nothing in it tells who was to have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum DeliverError {
+    /// The server refused the mail for good.
+    #[error("the mail server refused the mail ({code})")]
+    Permanent {
+        /// Its answer.
+        code: u16,
+    },
+    /// The server refused the mail for now.
+    #[error("the mail server refused the mail for now ({code})")]
+    Transient {
+        /// Its answer.
+        code: u16,
+    },
+    /// It did not come to an answer about the mail.
+    #[error("the mail server is not available: {0}")]
+    Unavailable(Trouble),
+}
+
+/// What kept the server from answering.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// No connection, or a broken one.
+    #[error("no connection")]
+    Connection,
+    /// Slower than the settings allow.
+    #[error("too slow")]
+    TimedOut,
+    /// No TLS, or a bad certificate.
+    #[error("TLS failed")]
+    Tls,
+    /// It turns us away before hearing of any mail.
+    #[error("it turns us away ({code})")]
+    TurnedAway {
+        /// Its answer.
+        code: u16,
+    },
+    /// What it says is not SMTP.
+    #[error("it does not speak SMTP")]
+    Protocol,
+}
+
+/// The way to one mail server.
+#[derive(Clone)]
+pub struct SmtpExit {
+    host: String,
+    port: u16,
+    tls: SmtpTls,
+    tls_parameters: Option<TlsParameters>,
+    timeout: Duration,
+    hello: ClientId,
+}
+
+impl SmtpExit {
+    /// Gets ready; connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`InvalidSmtpExit`].
+    pub fn new(config: &SmtpExitConfig, return_address: &Mailbox) -> Result<Self, InvalidSmtpExit> {
+        let hello = config.hello.as_deref().unwrap_or(return_address.domain());
+        let hello = HostName::parse(hello).map_err(|_| InvalidSmtpExit::Hello)?;
+        let parameters = TlsParameters::builder(config.host.clone());
+        let tls_parameters = match config.tls {
+            SmtpTls::None => None,
+            SmtpTls::Opportunistic => Some(parameters.dangerous_accept_invalid_certs(true)),
+            SmtpTls::Required => Some(parameters),
+        };
+        Ok(Self {
+            host: config.host.clone(),
+            port: config.port,
+            tls: config.tls,
+            tls_parameters: tls_parameters.map(|it| it.build()).transpose().map_err(InvalidSmtpExit::Tls)?,
+            timeout: config.timeout,
+            hello: ClientId::Domain(hello.to_string()),
+        })
+    }
+
+    /// Delivers one mail to one recipient. `mail` has CRLF at the end of each line and ASCII alone, as
+    /// `mail::MailWriter` writes it.
+    ///
+    /// # Errors
+    /// [`DeliverError`]. After [`Trouble::TimedOut`] or [`Trouble::Connection`] the server may have the mail all the same:
+    /// SMTP cannot say.
+    pub async fn deliver(&self, from: &Mailbox, to: &Mailbox, mail: &[u8]) -> Result<(), DeliverError> {
+        let conversation = async {
+            let mut connection = self.connect().await.map_err(no_connection)?;
+            // lettre ends the last line itself: with its own end there would be an empty line more.
+            let mail = mail.strip_suffix(b"\r\n").unwrap_or(mail);
+            let outcome = connection.send(&envelope(from, to), mail).await.map_err(|error| not_taken(&error));
+            outcome.map(|_| connection)
+        };
+        // lettre's own timeout ends with the TCP handshake.
+        let late = |_| DeliverError::Unavailable(Trouble::TimedOut);
+        let mut connection = tokio::time::timeout(self.timeout, conversation).await.map_err(late)??;
+        // It has the mail. However the good-bye goes, to try again would deliver twice.
+        let _ = tokio::time::timeout(QUIT_TIMEOUT, connection.abort()).await;
+        Ok(())
+    }
+
+    async fn connect(&self) -> Result<AsyncSmtpConnection, lettre::transport::smtp::Error> {
+        let mut connection = self.connect_plain().await?;
+        let Some(parameters) = &self.tls_parameters else { return Ok(connection) };
+        if self.tls == SmtpTls::Opportunistic && !connection.can_starttls() {
+            return Ok(connection);
+        }
+        match connection.starttls(parameters.clone(), &self.hello).await {
+            Ok(()) => Ok(connection),
+            // TLS of a kind that we cannot speak is no worse than none (RFC 7435 3).
+            Err(_) if self.tls == SmtpTls::Opportunistic => self.connect_plain().await,
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn connect_plain(&self) -> Result<AsyncSmtpConnection, lettre::transport::smtp::Error> {
+        let server = (self.host.as_str(), self.port);
+        AsyncSmtpConnection::connect_tokio1(server, Some(self.timeout), &self.hello, None, None).await
+    }
+}
+
+fn envelope(from: &Mailbox, to: &Mailbox) -> Envelope {
+    // Mailbox is stricter than SMTP in all but lengths, and those are the server's to judge.
+    let address = |mailbox: &Mailbox| {
+        let (local, domain) = mailbox.as_str().split_once('@').expect("local@domain: Mailbox");
+        lettre::Address::new_dangerous(local, domain)
+    };
+    Envelope::new(Some(address(from)), vec![address(to)]).expect("one recipient")
+}
+
+/// Before the server has heard of the mail, its refusal says nothing of the mail.
+fn no_connection(error: lettre::transport::smtp::Error) -> DeliverError {
+    DeliverError::Unavailable(match error.status() {
+        Some(code) => Trouble::TurnedAway { code: code.into() },
+        None => trouble(&error),
+    })
+}
+
+fn not_taken(error: &lettre::transport::smtp::Error) -> DeliverError {
+    match error.status().map(u16::from) {
+        // 421: the server is about to close, whatever the mail (RFC 5321 3.8).
+        Some(code @ 421) => DeliverError::Unavailable(Trouble::TurnedAway { code }),
+        Some(code) if error.is_permanent() => DeliverError::Permanent { code },
+        Some(code) => DeliverError::Transient { code },
+        None => DeliverError::Unavailable(trouble(error)),
+    }
+}
+
+fn trouble(error: &lettre::transport::smtp::Error) -> Trouble {
+    if error.is_timeout() {
+        Trouble::TimedOut
+    } else if error.is_tls() {
+        Trouble::Tls
+    } else if error.is_response() {
+        Trouble::Protocol
+    } else {
+        // Also STARTTLS that is required and not offered, which lettre takes for the caller's mistake.
+        if error.is_client() { Trouble::Tls } else { Trouble::Connection }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// How the server of a test behaves.
+    #[derive(Clone, Copy, Default)]
+    struct Manners {
+        /// Answers this instead of the usual to the first command that begins so.
+        refuse: Option<(&'static str, &'static str)>,
+        /// Never answers a command that begins so.
+        hang_at: Option<&'static str>,
+        /// Offers STARTTLS in its answer to EHLO.
+        offers_tls: bool,
+    }
+
+    /// A mail server of one connection after the other; sends on what it heard, the mail as one entry.
+    async fn server(manners: Manners) -> (u16, mpsc::UnboundedReceiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (heard, hears) = mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let _ = converse(stream, manners, &heard).await;
+            }
+        });
+        (port, hears)
+    }
+
+    async fn converse(
+        stream: TcpStream,
+        manners: Manners,
+        heard: &mpsc::UnboundedSender<String>,
+    ) -> std::io::Result<()> {
+        let mut stream = BufReader::new(stream);
+        let mut command = "greeting".to_owned();
+        loop {
+            if manners.hang_at.is_some_and(|it| command.starts_with(it)) {
+                std::future::pending::<()>().await;
+            }
+            let refusal = manners.refuse.filter(|(it, _)| command.starts_with(it)).map(|(_, answer)| answer);
+            let answer = match command.split_ascii_whitespace().next().unwrap_or_default() {
+                _ if refusal.is_some() => refusal.unwrap(),
+                "greeting" => "220 hello",
+                "EHLO" if manners.offers_tls => "250-hello\r\n250 STARTTLS",
+                "DATA" => "354 go on",
+                "STARTTLS" => "220 go on",
+                "QUIT" => "221 bye",
+                _ => "250 ok",
+            };
+            stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
+            if answer.starts_with("354") {
+                let mut mail = String::new();
+                while !mail.ends_with("\r\n.\r\n") {
+                    if stream.read_line(&mut mail).await? == 0 {
+                        return Ok(());
+                    }
+                }
+                heard.send(mail).unwrap();
+                command = "mail".to_owned();
+                continue;
+            }
+            command.clear();
+            if stream.read_line(&mut command).await? == 0 {
+                return Ok(());
+            }
+            heard.send(command.trim_end().to_owned()).unwrap();
+        }
+    }
+
+    fn config(port: u16) -> SmtpExitConfig {
+        SmtpExitConfig { port, ..SmtpExitConfig::default() }
+    }
+
+    async fn deliver_by(config: SmtpExitConfig, mail: &str) -> Result<(), DeliverError> {
+        let from = Mailbox::parse("nobody@exit.example").unwrap();
+        let to = Mailbox::parse("bob@example.org").unwrap();
+        SmtpExit::new(&config, &from).unwrap().deliver(&from, &to, mail.as_bytes()).await
+    }
+
+    async fn deliver_to(manners: Manners) -> Result<(), DeliverError> {
+        let (port, _hears) = server(manners).await;
+        deliver_by(config(port), "Subject: x\r\n\r\nx\r\n").await
+    }
+
+    #[tokio::test]
+    async fn mail_arrives_as_it_was_with_its_dots_and_long_lines() {
+        let (port, mut hears) = server(Manners::default()).await;
+        let mail = format!("Subject: x\r\n\r\n.\r\n..two\r\nFrom me\r\n{}\r\nend\r\n", "y".repeat(998));
+        deliver_by(config(port), &mail).await.unwrap();
+        let mut said = Vec::new();
+        while let Ok(line) = hears.try_recv() {
+            said.push(line);
+        }
+        assert_eq!(said.first().unwrap(), "EHLO exit.example");
+        assert!(said.iter().any(|line| line == "MAIL FROM:<nobody@exit.example>"), "{said:?}");
+        assert!(said.iter().any(|line| line == "RCPT TO:<bob@example.org>"), "{said:?}");
+        let arrived = said.iter().find(|line| line.starts_with("Subject")).unwrap();
+        let unstuffed: Vec<&str> = arrived.split("\r\n").map(|line| line.strip_prefix('.').unwrap_or(line)).collect();
+        assert_eq!(unstuffed.join("\r\n"), mail + "\r\n");
+    }
+
+    #[tokio::test]
+    async fn greeting_is_the_name_of_the_settings_and_never_another() {
+        let (port, mut hears) = server(Manners::default()).await;
+        deliver_by(SmtpExitConfig { hello: Some("mx.example".into()), ..config(port) }, "\r\n").await.unwrap();
+        assert_eq!(hears.recv().await.unwrap(), "EHLO mx.example");
+        let from = Mailbox::parse("nobody@exit.example").unwrap();
+        let wrong = SmtpExitConfig { hello: Some("a b".into()), ..config(port) };
+        assert!(matches!(SmtpExit::new(&wrong, &from), Err(InvalidSmtpExit::Hello)));
+    }
+
+    #[tokio::test]
+    async fn refusal_is_told_from_refusal_for_now() {
+        for (command, answer, expected) in [
+            ("RCPT", "550 <bob@example.org>: no such user", DeliverError::Permanent { code: 550 }),
+            ("MAIL", "553 not you", DeliverError::Permanent { code: 553 }),
+            ("RCPT", "450 greylisted", DeliverError::Transient { code: 450 }),
+            ("mail", "554 spam", DeliverError::Permanent { code: 554 }),
+            ("mail", "452 full", DeliverError::Transient { code: 452 }),
+            ("DATA", "421 closing", DeliverError::Unavailable(Trouble::TurnedAway { code: 421 })),
+        ] {
+            let outcome = deliver_to(Manners { refuse: Some((command, answer)), ..Manners::default() }).await;
+            assert_eq!(outcome, Err(expected), "{command}");
+            assert!(!outcome.unwrap_err().to_string().contains("bob"));
+        }
+    }
+
+    #[tokio::test]
+    async fn refusal_of_our_greeting_is_no_refusal_of_the_mail() {
+        let expected = Err(DeliverError::Unavailable(Trouble::TurnedAway { code: 554 }));
+        for command in ["greeting", "EHLO"] {
+            let outcome = deliver_to(Manners { refuse: Some((command, "554 go away")), ..Manners::default() }).await;
+            assert_eq!(outcome, expected, "{command}");
+        }
+    }
+
+    #[tokio::test]
+    async fn server_that_is_not_there_or_speaks_nonsense_is_unavailable() {
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        let outcome = deliver_by(config(port), "\r\n").await;
+        assert_eq!(outcome, Err(DeliverError::Unavailable(Trouble::Connection)));
+        let outcome = deliver_to(Manners { refuse: Some(("greeting", "hello there")), ..Manners::default() }).await;
+        assert_eq!(outcome, Err(DeliverError::Unavailable(Trouble::Protocol)));
+    }
+
+    #[tokio::test]
+    async fn server_that_hangs_runs_into_the_timeout() {
+        for command in ["greeting", "RCPT", "mail"] {
+            let (port, _hears) = server(Manners { hang_at: Some(command), ..Manners::default() }).await;
+            let config = SmtpExitConfig { timeout: Duration::from_millis(200), ..config(port) };
+            let outcome = deliver_by(config, "\r\n").await;
+            assert_eq!(outcome, Err(DeliverError::Unavailable(Trouble::TimedOut)), "{command}");
+        }
+    }
+
+    #[tokio::test]
+    async fn mail_that_was_taken_is_delivered_however_the_good_bye_goes() {
+        assert_eq!(deliver_to(Manners { refuse: Some(("QUIT", "500 what?")), ..Manners::default() }).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn tls_that_is_required_is_not_done_without() {
+        let (port, mut hears) = server(Manners::default()).await;
+        let outcome = deliver_by(SmtpExitConfig { tls: SmtpTls::Required, ..config(port) }, "\r\n").await;
+        assert_eq!(outcome, Err(DeliverError::Unavailable(Trouble::Tls)));
+        while let Ok(line) = hears.try_recv() {
+            assert!(!line.starts_with("MAIL"), "{line}");
+        }
+    }
+
+    #[tokio::test]
+    async fn opportunistic_tls_that_is_not_offered_or_broken_is_done_without() {
+        for offers_tls in [false, true] {
+            let (port, _hears) = server(Manners { offers_tls, ..Manners::default() }).await;
+            let config = SmtpExitConfig { tls: SmtpTls::Opportunistic, ..config(port) };
+            assert_eq!(deliver_by(config, "\r\n").await, Ok(()), "{offers_tls}");
+        }
+    }
+
+    #[test]
+    fn settings_are_read_as_an_operator_writes_them() {
+        let json = r#"{"host": "mail", "port": 587, "tls": "required", "timeout": "90 seconds", "hello": null}"#;
+        let config: SmtpExitConfig = serde_json::from_str(json).unwrap();
+        assert_eq!((config.port, config.tls, config.timeout), (587, SmtpTls::Required, Duration::from_secs(90)));
+        assert!(serde_json::from_str::<SmtpExitConfig>(r#"{"hots": "x"}"#).is_err());
+        let defaults = serde_json::to_string(&SmtpExitConfig::default()).unwrap();
+        assert_eq!(serde_json::from_str::<SmtpExitConfig>(&defaults).unwrap(), SmtpExitConfig::default());
+    }
+}
