@@ -1,0 +1,319 @@
+//! The layers and how they are laid on each other; the only file that names figment.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use figment::error::{Error, Kind};
+use figment::providers::{Format, Serialized, Toml};
+use figment::{Figment, Metadata, Profile, Provider};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{BadSetting, ConfError};
+use crate::place::Places;
+
+pub(crate) use figment::value::{Dict, Value};
+
+/// What a variable must begin with to be a setting.
+pub const ENVIRONMENT_PREFIX: &str = "MIXGATE_";
+
+/// What stands between the levels of a key in a variable's name: one underscore may be part of a key.
+const LEVEL_SEPARATOR: &str = "__";
+
+/// Reads the configuration: the type's defaults, then `file`, then the variables of `env` that begin with
+/// [`ENVIRONMENT_PREFIX`] (`MIXGATE_GATEWAY__SMTP__LISTEN` is `gateway.smtp.listen`), then `overrides` (dotted key,
+/// value). The later wins. `reserved` are whole names of variables with the prefix that are not settings.
+///
+/// Values of variables and overrides are read as TOML would (`5`, `true`, `["a", "b"]`), and as plain text where that
+/// does not fit, so that a password of digits needs no quotes.
+///
+/// # Errors
+/// [`ConfError`], which names the place to edit.
+pub fn load<C>(
+    file: Option<&Path>,
+    env: impl Iterator<Item = (String, String)>,
+    reserved: &[&str],
+    overrides: &[(String, String)],
+) -> Result<C, ConfError>
+where
+    C: Serialize + DeserializeOwned + Default,
+{
+    let text = match file {
+        Some(path) => fs::read_to_string(path).map_err(|source| ConfError::Unreadable { path: path.into(), source })?,
+        None => String::new(),
+    };
+    let settings = from_environment(env, reserved).into_iter().chain(overrides.iter().map(Setting::from_override));
+    load_layers(file, &text, settings.collect())
+}
+
+/// [`load`] with the file read already.
+pub(crate) fn load_layers<C>(file: Option<&Path>, text: &str, mut settings: Vec<Setting>) -> Result<C, ConfError>
+where
+    C: Serialize + DeserializeOwned + Default,
+{
+    let path = file.unwrap_or(Path::new("-"));
+    let syntax = |(line, problem)| ConfError::Syntax { path: path.into(), line, problem };
+    let places = Places::parse(text).map_err(syntax)?;
+    let file_layer: Dict = Toml::from_str(text).map_err(|error| syntax((1, error.to_string())))?;
+    let defaults = tree::<C>()?;
+
+    // Whether `0123` is a number or a password only the type can say: read as a number first, and once more as text.
+    let mut complaints: BTreeMap<usize, Error> = BTreeMap::new();
+    loop {
+        let mut figment = Figment::from(Serialized::defaults(&defaults)).merge(Layer(file_layer.clone()));
+        for setting in &settings {
+            figment = figment.merge(Layer(setting.nested()));
+        }
+        let error = match figment.extract::<C>() {
+            Ok(configuration) => return Ok(configuration),
+            Err(error) => error,
+        };
+        let blamed = blamed(&settings, &places, &error.path);
+        if let Some(index) = blamed
+            && let Some(setting) = settings.get_mut(index)
+            && setting.read_as_text()
+        {
+            complaints.insert(index, error);
+            continue;
+        }
+        let error = blamed.and_then(|index| complaints.remove(&index)).unwrap_or(error);
+        let merged = figment.find_value(&error.path.join(".")).ok();
+        let problem = problem(&error, merged.as_ref(), &defaults);
+        let setting = blamed.and_then(|index| settings.into_iter().nth(index));
+        return Err(blame(setting, file.map(|path| (path, &places)), &error, problem));
+    }
+}
+
+/// The defaults of `C`, keys without a value included.
+pub(crate) fn tree<C: Serialize + Default>() -> Result<Dict, ConfError> {
+    tree_of(&C::default())
+}
+
+/// A configuration as keys and values.
+pub(crate) fn tree_of<C: Serialize>(configuration: &C) -> Result<Dict, ConfError> {
+    let broken = |expected: String| ConfError::Defaults {
+        key: String::new(),
+        problem: BadSetting::Wrong { found: "a configuration".into(), expected },
+    };
+    let value = Value::serialize(configuration).map_err(|error| broken(error.to_string()))?;
+    value.into_dict().ok_or_else(|| broken("expected a table".into()))
+}
+
+/// A TOML text as keys and values.
+pub(crate) fn parse(text: &str) -> Result<Dict, String> {
+    Toml::from_str(text).map_err(|error| error.to_string())
+}
+
+/// One variable, or one override.
+pub(crate) struct Setting {
+    variable: Option<String>,
+    path: Vec<String>,
+    text: String,
+    value: Value,
+}
+
+impl Setting {
+    fn new(variable: Option<String>, path: Vec<String>, text: String) -> Self {
+        let value = text.parse().unwrap_or_else(|_| Value::from(text.as_str()));
+        Self { variable, path, text, value }
+    }
+
+    fn from_override((key, value): &(String, String)) -> Self {
+        Self::new(None, key.split('.').map(str::to_owned).collect(), value.clone())
+    }
+
+    /// `path` over `value`, as tables in tables.
+    fn nested(&self) -> Dict {
+        let mut value = self.value.clone();
+        for part in self.path.iter().rev() {
+            value = Value::from(Dict::from([(part.clone(), value)]));
+        }
+        value.into_dict().unwrap_or_default()
+    }
+
+    /// Falls back from a number or a list to the text as it stands; false when it was text already.
+    fn read_as_text(&mut self) -> bool {
+        if self.value.as_str() == Some(&self.text) {
+            return false;
+        }
+        self.value = Value::from(self.text.as_str());
+        true
+    }
+}
+
+/// In order of the names, so that the same variables always give the same outcome.
+fn from_environment(env: impl Iterator<Item = (String, String)>, reserved: &[&str]) -> Vec<Setting> {
+    let mut settings: Vec<Setting> = env
+        .filter(|(variable, _)| !reserved.contains(&variable.as_str()))
+        .filter_map(|(variable, text)| {
+            let levels = variable.strip_prefix(ENVIRONMENT_PREFIX)?.split(LEVEL_SEPARATOR);
+            let path = levels.map(str::to_ascii_lowercase).collect();
+            Some(Setting::new(Some(variable), path, text))
+        })
+        .collect();
+    settings.sort_by(|a, b| a.variable.cmp(&b.variable));
+    settings
+}
+
+/// Which setting is at fault for an error at `path`, if it is not the file: the last that set the key or a table
+/// around it; else, where the file does not have the key, the last that set something below it.
+fn blamed(settings: &[Setting], places: &Places, path: &[String]) -> Option<usize> {
+    let above = settings.iter().rposition(|setting| path.starts_with(&setting.path));
+    let in_file = || matches!(places.find(path), Some((_, true)));
+    above.or_else(|| if in_file() { None } else { settings.iter().rposition(|it| it.path.starts_with(path)) })
+}
+
+/// Names the place to edit.
+fn blame(setting: Option<Setting>, file: Option<(&Path, &Places)>, error: &Error, problem: BadSetting) -> ConfError {
+    if let Some(Setting { variable, path, .. }) = setting {
+        return match variable {
+            Some(variable) => ConfError::Environment { variable, problem },
+            None => ConfError::Override { key: path.join("."), problem },
+        };
+    }
+    let key = error.path.join(".");
+    let place = file.and_then(|(path, places)| Some((PathBuf::from(path), places.find(&error.path)?.0)));
+    let Some((path, line)) = place else { return ConfError::Defaults { key, problem } };
+    match problem {
+        BadSetting::Unknown { key, nearest } => ConfError::UnknownKey { path, line, key, nearest },
+        BadSetting::Wrong { found, expected } => ConfError::WrongValue { path, line, key, found, expected },
+        BadSetting::Missing { key } => ConfError::MissingKey { path, line, key },
+    }
+}
+
+/// What figment said, in the operator's words.
+fn problem(error: &Error, value: Option<&Value>, defaults: &Dict) -> BadSetting {
+    let key = error.path.join(".");
+    let found = value.map_or_else(|| "absent".to_owned(), |value| describe(&key, value));
+    let expected = match &error.kind {
+        Kind::UnknownField(name, siblings) => {
+            let (_, section) = error.path.split_last().unwrap_or((name, &[]));
+            let nearest = nearest(name, section, siblings, defaults);
+            return BadSetting::Unknown { key, nearest };
+        }
+        Kind::MissingField(name) => {
+            let whole: Vec<&str> = error.path.iter().map(String::as_str).chain([name.as_ref()]).collect();
+            return BadSetting::Missing { key: whole.join(".") };
+        }
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) | Kind::InvalidLength(_, expected) => {
+            format!("expected {}", plain_words(expected))
+        }
+        Kind::UnknownVariant(_, variants) => {
+            let names: Vec<String> = variants.iter().map(|name| format!("`{name}`")).collect();
+            format!("expected one of {}", names.join(", "))
+        }
+        // The owner's own sentence, or one of figment's rare ones.
+        other => other.to_string(),
+    };
+    BadSetting::Wrong { found, expected }
+}
+
+/// Rust's names of numbers mean nothing to an operator.
+fn plain_words(expected: &str) -> String {
+    match expected {
+        "u8" => format!("a whole number from 0 to {}", u8::MAX),
+        "u16" => format!("a whole number from 0 to {}", u16::MAX),
+        "u32" => format!("a whole number from 0 to {}", u32::MAX),
+        "u64" | "usize" => "a whole number, not below 0".into(),
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number".into(),
+        "f32" | "f64" => "a number".into(),
+        "a nonzero u16" => format!("a whole number from 1 to {}", u16::MAX),
+        "a nonzero u32" => format!("a whole number from 1 to {}", u32::MAX),
+        "a nonzero u64" | "a nonzero usize" => "a whole number above 0".into(),
+        "a boolean" => "`true` or `false`".into(),
+        "a sequence" => "a list".into(),
+        other => other.strip_prefix("struct ").map_or_else(|| other.to_owned(), |_| "a table".to_owned()),
+    }
+}
+
+/// A value as an error shows it. What may be a secret is not shown.
+fn describe(key: &str, value: &Value) -> String {
+    let secret = ["password", "passphrase", "secret"].iter().any(|word| key.contains(word));
+    match value {
+        Value::Dict(..) => "a table".into(),
+        Value::Array(..) => "a list".into(),
+        Value::Empty(..) => "absent".into(),
+        Value::String(..) | Value::Char(..) if secret => "a text (not shown)".into(),
+        Value::Num(..) if secret => "a number (not shown)".into(),
+        Value::String(_, text) => format!("the text {text:?}"),
+        Value::Char(_, letter) => format!("the text \"{letter}\""),
+        Value::Bool(_, truth) => format!("`{truth}`"),
+        Value::Num(_, number) => match (number.to_i128(), number.to_u128(), number.to_f64()) {
+            (Some(number), ..) => format!("the number {number}"),
+            (_, Some(number), _) => format!("the number {number}"),
+            (_, _, Some(number)) => format!("the number {number}"),
+            _ => "a number".into(),
+        },
+    }
+}
+
+/// The known key that was probably meant: one of the same section that differs little; else the only key of that very
+/// name in another section.
+fn nearest(name: &str, section: &[String], siblings: &[&str], defaults: &Dict) -> Option<String> {
+    let whole = |last: &str| section.iter().map(String::as_str).chain([last]).collect::<Vec<_>>().join(".");
+    let close = siblings.iter().map(|known| (edits(name, known), known)).min();
+    if let Some((edits, known)) = close
+        && edits <= 1 + name.chars().count() / 4
+    {
+        return Some(whole(known));
+    }
+    let mut elsewhere = Vec::new();
+    named(defaults, name, &mut Vec::new(), &mut elsewhere);
+    if elsewhere.len() == 1 { elsewhere.pop() } else { None }
+}
+
+fn named<'a>(table: &'a Dict, name: &str, above: &mut Vec<&'a str>, found: &mut Vec<String>) {
+    for (key, value) in table {
+        above.push(key);
+        if key == name {
+            found.push(above.join("."));
+        }
+        if let Some(table) = value.as_dict() {
+            named(table, name, above, found);
+        }
+        above.pop();
+    }
+}
+
+/// Insertions, removals and replacements between two words (Levenshtein), row by row.
+fn edits(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (done, letter) in from.chars().enumerate() {
+        let mut next = vec![done + 1];
+        for ((pair, other), left_count) in row.windows(2).zip(&to).zip(0..) {
+            let &[diagonal, above] = pair else { continue };
+            let left = next.get(left_count).copied().unwrap_or(usize::MAX - 1);
+            next.push((above + 1).min(left + 1).min(diagonal + usize::from(letter != *other)));
+        }
+        row = next;
+    }
+    row.last().copied().unwrap_or(0)
+}
+
+/// One layer of keys and values.
+struct Layer(Dict);
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named("settings")
+    }
+
+    fn data(&self) -> Result<figment::value::Map<Profile, Dict>, Error> {
+        Ok(Profile::Default.collect(self.0.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::edits;
+
+    #[test]
+    fn edits_are_counted_letter_by_letter() {
+        assert_eq!(edits("listen", "listen"), 0);
+        assert_eq!(edits("lisen", "listen"), 1);
+        assert_eq!(edits("", "abc"), 3);
+        assert_eq!(edits("kitten", "sitting"), 3);
+    }
+}
