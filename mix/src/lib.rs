@@ -21,3 +21,7 @@ pub mod store;
 pub mod deliver;
 #[cfg(feature = "node")]
 pub mod net;
+
+// Floor 3: services.
+#[cfg(feature = "node")]
+pub mod node;

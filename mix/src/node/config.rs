@@ -1,0 +1,266 @@
+//! The settings of a node and of the sender, as the types they mean. How a file is read is `conf`'s.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::retry::{RetrySchedule, RetryStep};
+use crate::batch::{self, DynamicPool, Pool};
+use crate::deliver::mail::MailConfig;
+use crate::deliver::smtp::SmtpExitConfig;
+
+/// Section `[node]`: a mix, and an exit if one of its deliveries is enabled.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// Whether this process is a mix.
+    pub enabled: bool,
+    /// What people call it: a letter, then letters, digits and hyphens, 24 at most.
+    pub nickname: String,
+    /// How its operator is reached; published in the descriptor.
+    pub contact: String,
+    /// Where it keeps keys and queues. Nobody else may read this folder.
+    pub home: PathBuf,
+    /// Where it listens for other mixes.
+    pub listen: SocketAddr,
+    /// The host name or IPv4 address that other mixes connect to; published in the descriptor.
+    pub host: String,
+    /// The port that other mixes connect to, where it is not the one of `listen` (a forwarded port). 0: the same.
+    pub port: u16,
+    /// How long a packet key lives.
+    #[serde(with = "humantime_serde")]
+    pub packet_key_lifetime: Duration,
+    /// When packets leave together.
+    pub mixing: MixingConfig,
+    /// How packets reach the next mix.
+    pub outgoing: OutgoingConfig,
+    /// Delivery as e-mail.
+    pub smtp: SmtpDeliveryConfig,
+    /// Delivery to users of this node.
+    pub mbox: MboxDeliveryConfig,
+    /// Reassembly of fragmented messages before delivery.
+    pub fragments: FragmentsConfig,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            nickname: "Unnamed".into(),
+            contact: "nobody@example.invalid".into(),
+            home: "node".into(),
+            listen: SocketAddr::from(([0, 0, 0, 0], 48099)),
+            host: "localhost".into(),
+            port: 0,
+            packet_key_lifetime: Duration::from_secs(30 * 24 * 3600),
+            mixing: MixingConfig::default(),
+            outgoing: OutgoingConfig::default(),
+            smtp: SmtpDeliveryConfig::default(),
+            mbox: MboxDeliveryConfig::default(),
+            fragments: FragmentsConfig::default(),
+        }
+    }
+}
+
+/// Which packets of the pool leave at the end of an interval.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MixRule {
+    /// All of them. No protection when few packets come.
+    Timed,
+    /// As many as exceed the minimum, at most the rate.
+    Cottrell,
+    /// Each with the probability that makes Cottrell's number the average.
+    Binomial,
+}
+
+/// Section `[node.mixing]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MixingConfig {
+    /// How long packets gather before some leave together.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// Which of them leave.
+    pub rule: MixRule,
+    /// How many always stay (Cottrell and binomial).
+    pub minimum: usize,
+    /// The largest part of the pool that leaves at once (Cottrell and binomial), between 0 and 1.
+    pub rate: f64,
+}
+
+impl Default for MixingConfig {
+    fn default() -> Self {
+        // The reference's default, timed, gives no protection at low traffic.
+        Self { interval: Duration::from_secs(15 * 60), rule: MixRule::Binomial, minimum: 45, rate: 0.65 }
+    }
+}
+
+impl MixingConfig {
+    /// The pool that these settings describe.
+    ///
+    /// # Errors
+    /// What the pool refuses: a rate that is none.
+    pub fn pool(&self) -> Result<Pool, batch::InvalidPool> {
+        match self.rule {
+            MixRule::Timed => Ok(Pool::Timed),
+            MixRule::Cottrell => DynamicPool::new(self.minimum, self.rate).map(Pool::Cottrell),
+            MixRule::Binomial => DynamicPool::new(self.minimum, self.rate).map(Pool::Binomial),
+        }
+    }
+}
+
+/// Section `[node.outgoing]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutgoingConfig {
+    /// When a mix that could not be reached is tried again; after the last step its packets are dropped.
+    pub retry: RetrySchedule,
+    /// Connections at a time. Each holds up to 64 packets in memory.
+    pub connections: usize,
+}
+
+impl Default for OutgoingConfig {
+    fn default() -> Self {
+        let hours = |hours: u64| Duration::from_secs(hours * 3600);
+        let retry = RetrySchedule::new(vec![
+            RetryStep { every: hours(1), during: hours(24) },
+            RetryStep { every: hours(7), during: hours(5 * 24) },
+        ]);
+        Self { retry, connections: 16 }
+    }
+}
+
+/// Section `[node.smtp]`: this node delivers e-mail.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SmtpDeliveryConfig {
+    /// Whether it does.
+    pub enabled: bool,
+    /// The largest message, in octets after decompression.
+    pub max_size: u64,
+    /// When a mail that the server did not take is tried again; after the last step it is dropped.
+    pub retry: RetrySchedule,
+    /// The server that takes the mail.
+    pub server: SmtpExitConfig,
+    /// How the mail looks.
+    pub mail: MailConfig,
+}
+
+impl Default for SmtpDeliveryConfig {
+    fn default() -> Self {
+        let hours = |hours: u64| Duration::from_secs(hours * 3600);
+        Self {
+            enabled: false,
+            max_size: 100 * 1024,
+            retry: RetrySchedule::new(vec![RetryStep { every: hours(7), during: hours(6 * 24) }]),
+            server: SmtpExitConfig::default(),
+            mail: MailConfig::default(),
+        }
+    }
+}
+
+/// Section `[node.mbox]`: this node keeps mail for users of the gateway in the same process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MboxDeliveryConfig {
+    /// Whether it does. The names are the identities of the gateway.
+    pub enabled: bool,
+    /// The largest message, in octets after decompression.
+    pub max_size: u64,
+}
+
+impl Default for MboxDeliveryConfig {
+    fn default() -> Self {
+        Self { enabled: false, max_size: 10 * 1024 * 1024 }
+    }
+}
+
+/// Section `[node.fragments]`: reassembly at this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FragmentsConfig {
+    /// Whether it does. Without it the exit takes no message of more than one packet.
+    pub enabled: bool,
+    /// The largest message, in octets after decompression.
+    pub max_size: u64,
+    /// How long an incomplete message is kept.
+    #[serde(with = "humantime_serde")]
+    pub keep: Duration,
+    /// Octets of fragments kept at a time. Beyond it new fragments are dropped: whoever floods the exit shall not
+    /// fill the disk.
+    pub max_stored: u64,
+}
+
+impl Default for FragmentsConfig {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            max_size: 10 * 1024 * 1024,
+            keep: Duration::from_secs(2 * 24 * 3600),
+            max_stored: 1024 * 1024 * 1024,
+        }
+    }
+}
+
+/// Section `[network]`: how this process learns who the mixes are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkConfig {
+    /// Where the directory is: the URL of the server's base. Empty: none is asked.
+    pub directory: String,
+    /// Who must have signed it: the directory server's key id, 40 hexadecimal digits.
+    pub directory_key: String,
+    /// How often it is fetched, on a schedule of its own and not when a mail is sent: a fetch just before each mail
+    /// would announce it.
+    #[serde(with = "humantime_serde")]
+    pub refresh: Duration,
+    /// How soon a failed fetch is tried again.
+    #[serde(with = "humantime_serde")]
+    pub retry: Duration,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            directory: String::new(),
+            directory_key: String::new(),
+            refresh: Duration::from_secs(3600),
+            retry: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Section `[gateway.sender]`: how the user's mail becomes packets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SenderConfig {
+    /// The mixes that a mail passes, as a path specification. All gateways should use the default: an unusual path
+    /// tells one user from another.
+    pub path: String,
+    /// The mixes that an answer passes, from the swap point of the correspondent's packet on.
+    pub reply_path: String,
+    /// How long reply blocks are good for.
+    #[serde(with = "humantime_serde")]
+    pub reply_block_lifetime: Duration,
+    /// How long the user's packets gather before they leave in random order. Where this process is also a mix they
+    /// enter the mix's pool and leave with the packets of others.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// How packets reach their first mix where this process is not a mix itself.
+    pub outgoing: OutgoingConfig,
+}
+
+impl Default for SenderConfig {
+    fn default() -> Self {
+        Self {
+            path: "~5".into(),
+            reply_path: "~5".into(),
+            reply_block_lifetime: Duration::from_secs(7 * 24 * 3600),
+            interval: Duration::from_secs(2 * 60),
+            outgoing: OutgoingConfig::default(),
+        }
+    }
+}

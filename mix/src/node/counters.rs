@@ -1,0 +1,71 @@
+//! What a process has done since it started, as numbers: counts, never contents, and nothing that tells one person's
+//! act from another's.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The counters of one process; clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Counters(Arc<Cells>);
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        #[derive(Debug, Default)]
+        struct Cells {
+            $($name: AtomicU64,)*
+        }
+
+        /// The state of the counters at one moment.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Counts {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Counters {
+            $(
+                $(#[$doc])*
+                pub fn $name(&self, more: u64) {
+                    self.0.$name.fetch_add(more, Ordering::Relaxed);
+                }
+            )*
+
+            /// All of them.
+            pub fn snapshot(&self) -> Counts {
+                Counts { $($name: self.0.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+
+        impl std::ops::AddAssign for Counts {
+            fn add_assign(&mut self, other: Self) {
+                $(self.$name += other.$name;)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Packets that were taken from other mixes and clients.
+    received,
+    /// Packets that opened under no key, or were nonsense inside.
+    invalid,
+    /// Packets that were seen before.
+    replayed,
+    /// Dummies that ended here.
+    dropped,
+    /// Packets that left the pool for other mixes.
+    mixed,
+    /// Packets that other mixes have taken.
+    relayed,
+    /// Attempts to reach a mix that failed.
+    unreachable,
+    /// Packets given up because their mix was not reached in time.
+    expired,
+    /// Messages delivered out of the network.
+    delivered,
+    /// Messages that could not be delivered and were given up.
+    undeliverable,
+    /// The user's mails that became packets.
+    packed,
+    /// The user's mails that could not become packets.
+    unsendable,
+}

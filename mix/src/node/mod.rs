@@ -1,0 +1,24 @@
+//! A mix, and what a gateway has in common with it: the services that own time and retry, one task per file.
+//!
+//! The way of a packet: `incoming` → pool → `mixing` → `outgoing` or `exit`. The way of the user's own mail: outbox →
+//! `sender` → pool. `network` knows who the mixes are, `directory` is the server that says so.
+
+pub mod clock;
+pub mod config;
+pub mod counters;
+pub mod directory;
+pub mod durable;
+mod exit;
+pub mod incoming;
+pub mod keys;
+mod mixing;
+pub mod network;
+mod outgoing;
+mod publish;
+pub mod retry;
+pub mod sender;
+mod start;
+
+pub use clock::World;
+pub use counters::{Counters, Counts};
+pub use start::{Node, NodeError, Parts, RunningNode, Sending};

@@ -1,0 +1,156 @@
+//! Who the mixes are, as far as this process knows: the directory is fetched on a schedule of its own, checked, and
+//! kept on disk for the next start.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::clock::World;
+use super::config::NetworkConfig;
+use crate::crypto::KeyId;
+use crate::directory::Directory;
+use crate::directory::signed::{InvalidDirectory, Trust};
+use crate::net::fetch::{self, FetchError, FetchLimits};
+
+/// Why there is no newer directory. The old one stays in force as long as it is valid.
+#[derive(Debug, thiserror::Error)]
+pub enum NoDirectory {
+    /// The server did not give it.
+    #[error("fetching the directory")]
+    Fetch(#[from] FetchError),
+    /// What it gave is no directory that we trust.
+    #[error("checking the directory")]
+    Invalid(#[from] InvalidDirectory),
+    /// What it gave is older than what we have: whoever holds back news may want to keep a bad mix in it.
+    #[error("the server gave an older directory than the one in use")]
+    Older,
+    /// It could not be kept for the next start.
+    #[error("{}", path.display())]
+    Keep {
+        /// Where.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// Settings that make no sense together. The operator must mend them.
+#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone)]
+pub enum InvalidNetwork {
+    /// Not 40 hexadecimal digits.
+    #[error("network.directory_key must be the 40 hexadecimal digits of the directory server's key id")]
+    DirectoryKey,
+}
+
+/// The directory in force; clones share it.
+#[derive(Clone)]
+pub struct Network(Arc<Inner>);
+
+struct Inner {
+    config: NetworkConfig,
+    trust: Trust,
+    file: PathBuf,
+    world: World,
+    current: RwLock<Option<Arc<Directory>>>,
+    news: watch::Sender<u64>,
+}
+
+impl Network {
+    /// The network as `config` describes it; what was kept in `file` at the last run is in force at once.
+    ///
+    /// # Errors
+    /// [`InvalidNetwork`].
+    pub fn new(config: NetworkConfig, file: PathBuf, world: World) -> Result<Self, InvalidNetwork> {
+        let key = KeyId::from_fingerprint(&config.directory_key).ok_or(InvalidNetwork::DirectoryKey)?;
+        let trust = Trust::majority([key]).map_err(|_| InvalidNetwork::DirectoryKey)?;
+        let kept = fs::read_to_string(&file).ok();
+        let current = kept.and_then(|text| Directory::parse(&text, &trust, world.now()).ok()).map(Arc::new);
+        let (news, _) = watch::channel(0);
+        Ok(Self(Arc::new(Inner { config, trust, file, world, current: RwLock::new(current), news })))
+    }
+
+    /// The directory in force, if there is one.
+    pub fn directory(&self) -> Option<Arc<Directory>> {
+        let current = self.0.current.read().unwrap_or_else(PoisonError::into_inner);
+        current.clone().filter(|directory| directory.is_valid_at(self.0.world.now()))
+    }
+
+    /// Changes with each new directory.
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.0.news.subscribe()
+    }
+
+    /// Fetches the directory now.
+    ///
+    /// # Errors
+    /// [`NoDirectory`]; the old one stays.
+    pub async fn refresh(&self) -> Result<(), NoDirectory> {
+        let Inner { config, trust, file, world, current, news } = &*self.0;
+        let text = fetch::fetch_directory(&format!("{}current.gz", config.directory), &FetchLimits::default()).await?;
+        let fetched = Directory::parse(&text, trust, world.now())?;
+        let known = self.directory();
+        if known.is_some_and(|known| fetched.valid_after() < known.valid_after()) {
+            return Err(NoDirectory::Older);
+        }
+        keep(file, fetched.text()).map_err(|source| NoDirectory::Keep { path: file.clone(), source })?;
+        *current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(fetched));
+        news.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    /// Keeps the directory fresh until stopped.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut failing = false;
+        loop {
+            let wait = match self.refresh().await {
+                Ok(()) => {
+                    if std::mem::take(&mut failing) {
+                        info!("the directory is fresh again");
+                    }
+                    self.0.config.refresh
+                }
+                Err(e) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        warn!(error = %describe(&e), "no new directory");
+                    }
+                    self.0.config.retry
+                }
+            };
+            if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+                return;
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Network").field(&self.0.config.directory).finish()
+    }
+}
+
+/// An error with its causes, in one line.
+pub(super) fn describe(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        cause = error.source();
+    }
+    line
+}
+
+/// Replaces the file whole or not at all.
+fn keep(file: &std::path::Path, text: &str) -> io::Result<()> {
+    let temporary = file.with_extension("new");
+    let mut writer = fs::File::create(&temporary)?;
+    writer.write_all(text.as_bytes())?;
+    writer.sync_all()?;
+    fs::rename(&temporary, file)
+}

@@ -1,0 +1,320 @@
+//! From the outbox to the pool: mails become packets, each on a path of its own (E2E-spec 2, path-spec).
+//!
+//! Two durable steps. A mail becomes packets in one transaction, so it is packed once whatever happens. The packets
+//! then enter the pool; if a crash makes one enter twice, it is the same packet twice, and the first mix that sees it
+//! drops the second as a replay.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rand::seq::SliceRandom;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::clock::{Dice, World};
+use super::counters::Counters;
+use super::durable;
+use super::network::Network;
+use crate::crypto::SurbKey;
+use crate::directory::{Descriptor, Directory, Nickname};
+use crate::packet::build::{self, Exit, Hop, Unbuildable};
+use crate::packet::{NextHop, Packet, Payload, RoutingType, Surb};
+use crate::path::address::{ExitAddress, InvalidAddress};
+use crate::path::select::{NoPath, Path, PathRequest, select};
+use crate::path::spec::{InvalidPathSpec, PathKind, PathSpec};
+use crate::path::valid::{self, BlockLists, Mixes, Target};
+use crate::payload::armor;
+use crate::payload::headers;
+use crate::payload::{Capacity, encode};
+use crate::store::outbox::{self, Mail, Waiting};
+use crate::store::queue::pool::{self, PoolItem};
+use crate::store::{Db, StoreError, keyring};
+
+/// How long a packet may take, so how long the mixes on its path must keep their keys (path-spec 3.4).
+const TRANSIT: Duration = Duration::from_secs(24 * 3600);
+/// Packets moved to the pool in one step: two megabytes.
+const INJECT: usize = 64;
+/// The longest time between two looks at the outbox.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// First and longest pause before a mail that found no path is tried again.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
+
+/// Why a mail did not become packets. It stays in the outbox.
+#[derive(Debug, thiserror::Error)]
+pub enum NotPacked {
+    /// No directory is in force.
+    #[error("no directory is in force")]
+    NoDirectory,
+    /// Nothing in the directory leads where it should.
+    #[error("no path")]
+    NoPath(#[from] NoPath),
+    /// The exit address was stored by another version of the program.
+    #[error("the exit address")]
+    Address(#[from] InvalidAddress),
+    /// A mix on the path has no way to be reached. Selection does not choose such.
+    #[error("a mix on the path takes no connections")]
+    Unreachable,
+    /// Path and address do not fit a packet.
+    #[error("building a packet")]
+    Unbuildable(#[from] Unbuildable),
+    /// The message cannot be encoded.
+    #[error("encoding the message")]
+    Encode(#[from] encode::Unencodable),
+    /// The identity is not in the keyring.
+    #[error("the identity has no key")]
+    NoIdentity,
+    /// The store failed.
+    #[error("the store")]
+    Store(#[from] StoreError),
+}
+
+/// How the sender packs, read from the settings once.
+#[derive(Clone, Debug)]
+pub struct Style {
+    path: PathSpec,
+    reply_path: PathSpec,
+    reply_block_lifetime: Duration,
+}
+
+impl Style {
+    /// Reads the path specifications.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub fn new(path: &str, reply_path: &str, reply_block_lifetime: Duration) -> Result<Self, InvalidPathSpec> {
+        Ok(Self {
+            path: PathSpec::parse(path, PathKind::Forward)?,
+            reply_path: PathSpec::parse(reply_path, PathKind::Surb)?,
+            reply_block_lifetime,
+        })
+    }
+}
+
+/// The service that packs mails.
+pub struct Sender {
+    /// Outbox, keyring and packed packets.
+    pub db: Db,
+    /// Whose pool the packets enter: the mix's in the same process, or the gateway's own.
+    pub pool: Db,
+    /// Who the mixes are.
+    pub network: Network,
+    /// How to pack.
+    pub style: Style,
+    /// Where answers to each identity arrive.
+    pub reply_to: BTreeMap<String, ExitAddress>,
+    /// Rung when there is new mail.
+    pub bell: Arc<Notify>,
+    /// What is counted.
+    pub counters: Counters,
+    /// Time and chance.
+    pub world: World,
+}
+
+impl Sender {
+    /// Packs until stopped.
+    pub async fn run(self, stop: CancellationToken) {
+        let this = Arc::new(self);
+        let mut news = this.network.news();
+        while !stop.is_cancelled() {
+            if let Err(e) = this.inject_all().await {
+                error!(error = %e, "packed mail waits: the store does not take it");
+            }
+            match Self::pack_next(&this).await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(e) => error!(error = %e, "the outbox cannot be read"),
+            }
+            tokio::select! {
+                () = this.bell.notified() => {}
+                _ = news.changed() => this.retry_now().await,
+                () = tokio::time::sleep(this.until_next().await) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+
+    /// Packs the next mail that is due; false when there is none.
+    async fn pack_next(this: &Arc<Self>) -> Result<bool, StoreError> {
+        let now = this.world.now();
+        let due = durable::read(&this.db, move |view| outbox::next(view, now, 1)).await?;
+        let Some(Waiting { id, attempts, mail }) = due.into_iter().next() else { return Ok(false) };
+        let packer = Arc::clone(this);
+        let packed = tokio::task::spawn_blocking(move || packer.pack(&mail, now, packer.world.dice())).await;
+        match packed {
+            Ok(Ok(packets)) => {
+                durable::write(&this.db, move |tx| outbox::packed(tx, id, &packets)).await?;
+                this.counters.packed(1);
+                this.inject_all().await?;
+            }
+            Ok(Err(why)) => {
+                if attempts == 0 {
+                    warn!("a mail waits in the outbox: it cannot be packed yet");
+                }
+                this.counters.unsendable(1);
+                let pause = PAUSE.0.saturating_mul(1 << attempts.min(16)).min(PAUSE.1);
+                let why = super::network::describe(&why);
+                durable::write(&this.db, move |tx| outbox::postpone(tx, id, now + pause, &why)).await?;
+            }
+            Err(e) => {
+                error!(error = %e, "packing failed");
+                let pause = PAUSE.1;
+                durable::write(&this.db, move |tx| outbox::postpone(tx, id, now + pause, "packing failed")).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// A new directory may open a path: whatever was postponed is tried again.
+    async fn retry_now(&self) {
+        if let Err(e) = durable::write(&self.db, outbox::hasten).await {
+            error!(error = %e, "the outbox cannot be written");
+        }
+    }
+
+    async fn until_next(&self) -> Duration {
+        let next = durable::read(&self.db, outbox::next_due).await.ok().flatten();
+        let wait = next.map(|next| next.duration_since(self.world.now()).unwrap_or_default());
+        wait.map_or(LOOK_AGAIN, |wait| wait.clamp(Duration::from_millis(50), LOOK_AGAIN))
+    }
+
+    /// Moves what is packed into the pool.
+    async fn inject_all(&self) -> Result<(), StoreError> {
+        loop {
+            let batch = durable::read(&self.db, |view| outbox::injection_batch(view, INJECT)).await?;
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let ids: Vec<_> = batch.iter().map(|injection| injection.id).collect();
+            durable::write(&self.pool, move |tx| {
+                batch.into_iter().try_for_each(|injection| {
+                    let outbox::Injection { next, packet, .. } = injection;
+                    pool::insert(tx, &PoolItem::Relay { next, packet }).map(|_| ())
+                })
+            })
+            .await?;
+            durable::write(&self.db, move |tx| outbox::injected(tx, &ids)).await?;
+        }
+    }
+
+    /// Makes the packets of a mail, in random order.
+    fn pack(&self, mail: &Mail, now: SystemTime, mut dice: Dice) -> Result<Vec<(NextHop, Packet)>, NotPacked> {
+        let directory = self.network.directory().ok_or(NotPacked::NoDirectory)?;
+        let mixes = Mixes::of(&directory, BlockLists::default());
+        let address = exit_address(mail)?;
+        let message = self.with_reply_blocks(mail, &mixes, now, &mut dice)?;
+        let (exit_type, info) = address.routing();
+        let exit = Exit { exit_type, address: info };
+        let payloads = encode::encode(&message, Capacity::Plain, Some(&exit), &mut dice)?;
+        let fragmented = payloads.len() > 1;
+        let request = PathRequest {
+            spec: &self.style.path,
+            target: Target::Exit(valid::Exit {
+                address: &address,
+                message_size: message.len() as u64,
+                from: headers::parse(&message).0.from.is_some(),
+                reassembled: fragmented,
+            }),
+            packets: payloads.len(),
+            valid_until: now + TRANSIT,
+            files: &BTreeMap::new(),
+        };
+        let paths = select(&mixes, &request, now, &mut dice)?;
+        let exit = if fragmented { Exit { exit_type: RoutingType::FRAGMENT, address: Vec::new() } } else { exit };
+        let mut packets = Vec::with_capacity(payloads.len());
+        for (payload, path) in payloads.into_iter().zip(&paths) {
+            let payload = payload.into_payload().expect("28672 octets: of capacity Plain");
+            packets.push(forward(&payload, &exit, path, &mut dice)?);
+        }
+        packets.shuffle(&mut dice);
+        Ok(packets)
+    }
+
+    /// The message with its reply blocks, in text armour at the end of the body.
+    fn with_reply_blocks(
+        &self,
+        mail: &Mail,
+        mixes: &Mixes,
+        now: SystemTime,
+        dice: &mut Dice,
+    ) -> Result<Vec<u8>, NotPacked> {
+        let mut message = mail.message.clone();
+        let Some(reply_to) = self.reply_to.get(&mail.identity).filter(|_| mail.reply_blocks > 0) else {
+            return Ok(message);
+        };
+        let name = mail.identity.clone();
+        let identity = self.db.read(|view| keyring::find(view, &name))?.ok_or(NotPacked::NoIdentity)?;
+        message.extend_from_slice(b"\n");
+        for _ in 0..mail.reply_blocks {
+            let surb = self.reply_block(reply_to, &identity.surb_key, mixes, now, dice)?;
+            message.extend_from_slice(armor::surb_to_text(&surb).as_bytes());
+        }
+        Ok(message)
+    }
+
+    fn reply_block(
+        &self,
+        reply_to: &ExitAddress,
+        key: &SurbKey,
+        mixes: &Mixes,
+        now: SystemTime,
+        dice: &mut Dice,
+    ) -> Result<Surb, NotPacked> {
+        let expires = now + self.style.reply_block_lifetime;
+        let target = valid::Exit { address: reply_to, message_size: 0, from: false, reassembled: false };
+        let request = PathRequest {
+            spec: &self.style.reply_path,
+            target: Target::Exit(target),
+            packets: 1,
+            valid_until: expires,
+            files: &BTreeMap::new(),
+        };
+        let path = select(mixes, &request, now, dice)?.pop().ok_or(NoPath::NoExit)?;
+        let (exit_type, address) = reply_to.routing();
+        Ok(build::reply_block(&hops(&path.leg2)?, &Exit { exit_type, address }, key, expires, dice)?)
+    }
+}
+
+/// The exit address of a stored mail.
+fn exit_address(mail: &Mail) -> Result<ExitAddress, InvalidAddress> {
+    let exit = &mail.exit;
+    let text = String::from_utf8_lossy(&exit.info);
+    match (exit.routing_type, exit.via.as_deref()) {
+        (RoutingType::SMTP, _) => ExitAddress::parse(&format!("smtp:{text}")),
+        (RoutingType::MBOX, Some(via)) => ExitAddress::parse(&format!("mbox:{text}@{via}")),
+        (RoutingType::MBOX, None) => ExitAddress::parse(&format!("mbox:{text}")),
+        (routing_type, _) => Ok(ExitAddress::Raw { routing_type, info: exit.info.clone() }),
+    }
+}
+
+/// The hops of a leg, as packets are built for them.
+///
+/// # Errors
+/// [`NotPacked::Unreachable`].
+pub fn hops(leg: &[Arc<Descriptor>]) -> Result<Vec<Hop>, NotPacked> {
+    leg.iter()
+        .map(|mix| {
+            let route = mix.route().ok_or(NotPacked::Unreachable)?;
+            Ok(Hop { packet_key: mix.packet_key().clone(), route })
+        })
+        .collect()
+}
+
+fn forward(payload: &Payload, exit: &Exit, path: &Path, dice: &mut Dice) -> Result<(NextHop, Packet), NotPacked> {
+    let (leg1, leg2) = (hops(&path.leg1)?, hops(&path.leg2)?);
+    let first = leg1.first().ok_or(NotPacked::Unreachable)?.route.clone();
+    Ok((NextHop::Host(first), build::forward(payload, exit, &leg1, &leg2, dice)?))
+}
+
+/// What the exits of a directory take: the largest message for e-mail, in octets.
+pub fn largest_mail(directory: &Directory, now: SystemTime) -> Option<u64> {
+    let live = directory.live(now);
+    live.iter().filter_map(|mix| mix.smtp().map(|smtp| smtp.max_size)).max()
+}
+
+/// As [`largest_mail`], for the users of one exit.
+pub fn largest_for(directory: &Directory, exit: &Nickname, now: SystemTime) -> Option<u64> {
+    let live = directory.live(now);
+    live.iter().filter(|mix| mix.nickname() == exit).filter_map(|mix| mix.mbox().map(|mbox| mbox.max_size)).max()
+}

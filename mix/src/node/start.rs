@@ -1,0 +1,382 @@
+//! Starts and stops the services of a node, and those that carry a gateway's own packets.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{RwLock, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::clock::World;
+use super::config::{MboxDeliveryConfig, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig};
+use super::counters::Counters;
+use super::exit::{ExitService, MboxWay, SmtpWay};
+use super::incoming::{self, Incoming, Worker};
+use super::keys::{KeyError, NodeKeys};
+use super::mixing::{Bells, Mixing};
+use super::outgoing::Outgoing;
+use super::publish;
+use crate::batch::{InvalidPool, Pool};
+use crate::crypto::KeyId;
+use crate::crypto::pk::{InvalidKey, PacketKey, PrivateKey};
+use crate::deliver::mail::{MailWriter, NoReturnAddress};
+use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::smtp::{InvalidSmtpExit, SmtpExit};
+use crate::directory::descriptor::{Delivery, Descriptor};
+use crate::directory::fields::{DescriptorFields, Unsignable};
+use crate::directory::nickname::{InvalidNickname, Nickname};
+use crate::net::connect::ConnectConfig;
+use crate::net::listen::{ListenConfig, ListenError, MmtpListener};
+use crate::net::tls::{IdentityError, LinkIdentity};
+use crate::packet::HostName;
+use crate::packet::routing::InvalidRouting;
+use crate::payload::Capacity;
+use crate::payload::fragment::Fragmentation;
+use crate::store::inbox::Arrival;
+use crate::store::replay::ReplayLog;
+use crate::store::{Db, NODE_SCHEMAS, StoreError, replay};
+
+/// How often the age of the link identity is looked at.
+const LINK_CHECK: Duration = Duration::from_secs(600);
+
+/// Why a node could not be started. The operator must mend what is named.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// `node.nickname`.
+    #[error("node.nickname")]
+    Nickname(#[from] InvalidNickname),
+    /// `node.host`.
+    #[error("node.host")]
+    Host(#[source] InvalidRouting),
+    /// `node.mixing`.
+    #[error("node.mixing")]
+    Mixing(#[from] InvalidPool),
+    /// `node.mixing.interval` is zero.
+    #[error("node.mixing.interval must be longer than nothing")]
+    Interval,
+    /// The keys.
+    #[error("the keys of the node")]
+    Keys(#[from] KeyError),
+    /// A packet key that the backend does not take.
+    #[error("the packet key")]
+    PacketKey(#[from] InvalidKey),
+    /// The queues.
+    #[error("the queues of the node")]
+    Store(#[from] StoreError),
+    /// The certificates.
+    #[error("the link identity")]
+    Link(#[from] IdentityError),
+    /// The port.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// What the descriptor would say.
+    #[error("the descriptor")]
+    Descriptor(#[from] Unsignable),
+    /// Delivery by SMTP lacks its sender.
+    #[error("node.smtp.mail")]
+    ReturnAddress(#[from] NoReturnAddress),
+    /// Delivery by SMTP.
+    #[error("node.smtp.server")]
+    Smtp(#[from] InvalidSmtpExit),
+    /// `node.mbox.enabled` without a gateway in the same process.
+    #[error("node.mbox is enabled, but there is no gateway in this process whose identities could get the mail")]
+    NoMailboxes,
+    /// The descriptor could not be kept for others to read.
+    #[error("{}", path.display())]
+    Publish {
+        /// Where.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// What a node is given beside its settings.
+#[derive(Clone)]
+pub struct Parts {
+    /// Time and chance.
+    pub world: World,
+    /// What is counted.
+    pub counters: Counters,
+    /// Users of this node, when it keeps mail for a gateway.
+    pub mailboxes: Option<Arc<dyn LocalMailboxes<Arrival>>>,
+    /// Where to publish the descriptor; an empty URL publishes nowhere.
+    pub network: NetworkConfig,
+    /// Cancelled to stop the node.
+    pub stop: CancellationToken,
+}
+
+/// A mix.
+#[derive(Debug)]
+pub struct Node;
+
+/// A node that runs.
+#[derive(Debug)]
+pub struct RunningNode {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What it says of itself.
+    pub descriptor: Arc<Descriptor>,
+    /// Its queues: whoever puts a packet into the pool sends through this node.
+    pub db: Db,
+    tasks: JoinSet<()>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl RunningNode {
+    /// Waits until all services have ended; they do when the token of [`Parts`] is cancelled.
+    pub async fn ended(mut self) {
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(e) = ended {
+                error!(error = %e, "a service of the node failed");
+            }
+        }
+        let threads = self.threads;
+        let joined = tokio::task::spawn_blocking(move || {
+            threads.into_iter().for_each(|thread| {
+                if thread.join().is_err() {
+                    error!("a worker of the node failed");
+                }
+            });
+        });
+        // A worker that failed has been reported by now.
+        let _ = joined.await;
+        self.db.close();
+    }
+}
+
+impl Node {
+    /// Starts all services of a node; returns when it takes packets.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn start(config: &NodeConfig, parts: Parts) -> Result<RunningNode, NodeError> {
+        let Parts { world, counters, mailboxes, network, stop } = parts;
+        let nickname: Nickname = config.nickname.parse()?;
+        let pool = config.mixing.pool()?;
+        if config.mixing.interval.is_zero() {
+            return Err(NodeError::Interval);
+        }
+        warn_of_weakness(config);
+        let keys_folder = config.home.join("keys");
+        let mut dice = world.dice();
+        let keys = NodeKeys::load_or_make(&keys_folder, config.packet_key_lifetime, world.now(), &mut dice)?;
+        let db = Db::open(&config.home.join("node.db"), &NODE_SCHEMAS)?;
+        for old in &keys.erased {
+            let key = crate::crypto::Digest(old.public_key().key_id().0);
+            db.write(move |tx| replay::forget(tx, &key))?;
+        }
+        let loaded = keys.packet_keys.iter().map(|dated| PacketKey::new(&dated.key).map(Arc::new));
+        let loaded = Arc::new(RwLock::new(loaded.collect::<Result<Vec<_>, _>>()?));
+
+        let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp)).transpose()?;
+        let mbox = match (config.mbox.enabled, mailboxes) {
+            (false, _) => None,
+            (true, None) => return Err(NodeError::NoMailboxes),
+            (true, Some(mailboxes)) => Some(mbox_way(&config.mbox, mailboxes)),
+        };
+
+        let incoming = Incoming::new(db.clone(), counters.clone());
+        let link = LinkIdentity::new(&keys.identity, &nickname, world.now(), &mut dice)?;
+        let (renew, link) = watch::channel(Arc::new(link));
+        let listener =
+            MmtpListener::bind(config.listen, link, ListenConfig::default(), Arc::new(incoming.clone())).await?;
+        let address = listener.local_addr();
+        let descriptor = Arc::new(describe(config, &nickname, address.port(), &keys, &world)?);
+        keep_descriptor(config, &descriptor)?;
+
+        let bells = Bells { incoming: Arc::clone(&incoming.bell), ..Bells::default() };
+        let own = keys.identity.public_key().key_id();
+        let mut tasks = JoinSet::new();
+        let worker = Worker {
+            db: db.clone(),
+            keys: loaded,
+            replay: ReplayLog::new(db.clone()),
+            counters: counters.clone(),
+            stop: stop.clone(),
+        };
+        let (threads, feeder) = incoming::start(&incoming, worker);
+        tasks.spawn(async move {
+            if let Err(e) = feeder.await {
+                error!(error = %e, "the feeder of the workers failed");
+            }
+        });
+        tasks.spawn(listener.run(stop.clone()));
+        tasks.spawn(renew_link(renew, keys.identity, nickname, world.clone(), stop.clone()));
+        let service = ExitService {
+            db: db.clone(),
+            bell: Arc::clone(&bells.exit),
+            counters: counters.clone(),
+            world: world.clone(),
+            stop: stop.clone(),
+            smtp: smtp.map(Arc::new),
+            mbox: mbox.map(Arc::new),
+            fragments: config.fragments.clone(),
+        };
+        tasks.spawn(service.run());
+        if !network.directory.is_empty() {
+            let descriptor = Arc::clone(&descriptor);
+            tasks.spawn(publish::run(descriptor, network.directory, network.retry, stop.clone()));
+        }
+        let carry = Carry { db: db.clone(), pool, interval: config.mixing.interval, own: Some(own) };
+        carry.spawn(&mut tasks, bells, config.outgoing.clone(), counters, world, stop);
+        info!(nickname = %descriptor.nickname(), %address, "the node is up");
+        Ok(RunningNode { address, descriptor, db, tasks, threads })
+    }
+}
+
+/// Carries a gateway's own packets to their first mixes where the process is no mix itself.
+#[derive(Debug)]
+pub struct Sending {
+    tasks: JoinSet<()>,
+}
+
+impl Sending {
+    /// Lets the packets in the pool of `db` out, all of them in random order at the end of each interval.
+    pub fn start(db: Db, interval: Duration, outgoing: OutgoingConfig, parts: Parts) -> Self {
+        let mut tasks = JoinSet::new();
+        let carry = Carry { db, pool: Pool::Timed, interval, own: None };
+        carry.spawn(&mut tasks, Bells::default(), outgoing, parts.counters, parts.world, parts.stop);
+        Self { tasks }
+    }
+
+    /// As [`RunningNode::ended`].
+    pub async fn ended(mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
+}
+
+/// What mixes and connects.
+struct Carry {
+    db: Db,
+    pool: Pool,
+    interval: Duration,
+    own: Option<KeyId>,
+}
+
+impl Carry {
+    fn spawn(
+        self,
+        tasks: &mut JoinSet<()>,
+        bells: Bells,
+        config: OutgoingConfig,
+        counters: Counters,
+        world: World,
+        stop: CancellationToken,
+    ) {
+        let Self { db, pool, interval, own } = self;
+        let outgoing = Outgoing {
+            db: db.clone(),
+            config,
+            connect: ConnectConfig::default(),
+            bell: Arc::clone(&bells.outgoing),
+            counters: counters.clone(),
+            world: world.clone(),
+            stop: stop.clone(),
+        };
+        tasks.spawn(outgoing.run());
+        tasks.spawn(Mixing { db, pool, interval, own, bells, counters }.run(world, stop));
+    }
+}
+
+/// Says at the start what makes the node protect less than it could.
+fn warn_of_weakness(config: &NodeConfig) {
+    if let Some(why) = weakness(config) {
+        warn!(why, "this node protects its users less than it could");
+    }
+}
+
+/// Why the configuration is insecure, in the words that the descriptor publishes.
+fn weakness(config: &NodeConfig) -> Option<&'static str> {
+    use super::config::MixRule;
+    let mixing = &config.mixing;
+    if mixing.rule == MixRule::Timed {
+        Some("Timed mixing rule")
+    } else if mixing.minimum < 5 {
+        Some("Fewer than 5 packets are kept in the pool")
+    } else if mixing.interval < Duration::from_secs(15 * 60) {
+        Some("Mix interval under 15 minutes")
+    } else {
+        None
+    }
+}
+
+fn smtp_way(config: &SmtpDeliveryConfig) -> Result<SmtpWay, NodeError> {
+    let writer = MailWriter::new(config.mail.clone())?;
+    let server = SmtpExit::new(&config.server, writer.return_address())?;
+    Ok(SmtpWay { writer, server, max_size: config.max_size, retry: config.retry.clone() })
+}
+
+fn mbox_way(config: &MboxDeliveryConfig, mailboxes: Arc<dyn LocalMailboxes<Arrival>>) -> MboxWay {
+    MboxWay { mailboxes, max_size: config.max_size }
+}
+
+fn describe(
+    config: &NodeConfig,
+    nickname: &Nickname,
+    bound: u16,
+    keys: &NodeKeys,
+    world: &World,
+) -> Result<Descriptor, NodeError> {
+    let newest = keys.packet_keys.first().expect("never empty: NodeKeys");
+    let host = HostName::parse(&config.host).map_err(NodeError::Host)?;
+    let delivery = |max_size, allow_from| Delivery { max_size, allow_from };
+    let fields = DescriptorFields {
+        nickname: nickname.clone(),
+        published: world.now(),
+        valid_after: newest.valid_after,
+        valid_until: newest.valid_until,
+        contact: config.contact.clone(),
+        contact_fingerprint: None,
+        comments: None,
+        packet_key: newest.key.public_key(),
+        software: concat!("mixgate ", env!("CARGO_PKG_VERSION")).to_owned(),
+        why_insecure: weakness(config).map(str::to_owned),
+        listens_at: Some((host, if config.port == 0 { bound } else { config.port })),
+        connects: true,
+        smtp: config.smtp.enabled.then(|| delivery(config.smtp.max_size, config.smtp.mail.allow_from)),
+        mbox: config.mbox.enabled.then(|| delivery(config.mbox.max_size, true)),
+        fragmented: config.fragments.enabled.then(|| most_fragments(config.fragments.max_size)),
+    };
+    Ok(fields.sign(&keys.identity, &mut world.dice())?)
+}
+
+/// Fragments of the largest message: one that compression does not make shorter.
+fn most_fragments(max_size: u64) -> u64 {
+    let len = u32::try_from(max_size).unwrap_or(u32::MAX);
+    Fragmentation::new(len, Capacity::Plain).map_or(0, |fragmentation| fragmentation.fragments().into())
+}
+
+/// Keeps the descriptor beside the keys: it can be handed to any Type III client.
+fn keep_descriptor(config: &NodeConfig, descriptor: &Descriptor) -> Result<(), NodeError> {
+    let path = config.home.join("descriptor");
+    std::fs::write(&path, descriptor.text()).map_err(|source| NodeError::Publish { path, source })
+}
+
+/// Makes a new link key before the old one is a day old; connections under the old one go on.
+async fn renew_link(
+    renew: watch::Sender<Arc<LinkIdentity>>,
+    identity: PrivateKey,
+    nickname: Nickname,
+    world: World,
+    stop: CancellationToken,
+) {
+    while stop.run_until_cancelled(tokio::time::sleep(LINK_CHECK)).await.is_some() {
+        if world.now() < renew.borrow().replace_at() {
+            continue;
+        }
+        let (identity, nickname, world) = (identity.clone(), nickname.clone(), world.clone());
+        let made = tokio::task::spawn_blocking(move || {
+            LinkIdentity::new(&identity, &nickname, world.now(), &mut world.dice())
+        });
+        match made.await {
+            Ok(Ok(link)) => drop(renew.send_replace(Arc::new(link))),
+            Ok(Err(e)) => error!(error = %e, "no new link key"),
+            Err(e) => error!(error = %e, "no new link key"),
+        }
+    }
+}
