@@ -1,0 +1,151 @@
+//! The settings of this door.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;
+use serde::{Deserialize, Serialize};
+
+use crate::error::InvalidConfig;
+use crate::policy::Policy;
+
+/// The section of the settings about mail that comes in from the user's mail client.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SmtpConfig {
+    /// Where mail clients connect to. A loopback address: there is no TLS at this door, so passwords would cross any
+    /// other network in the clear.
+    pub listen: LoopbackAddress,
+    /// Octets of a mail as the client sends it, attachments included although they do not travel.
+    pub max_size: u64,
+    /// Recipients of one mail. Each is sent a message of its own.
+    pub max_recipients: u64,
+    /// Reply blocks that go with each mail, so that its recipient can answer. Each adds about 3 KB of text, and a
+    /// number other than the default tells this user's mails from those of others.
+    pub reply_blocks: u8,
+    /// How long a client may be silent. RFC 5321 4.5.3.2 asks for five minutes.
+    #[serde(with = "duration")]
+    pub idle_timeout: Duration,
+    /// How long a client may stay connected.
+    #[serde(with = "duration")]
+    pub session_timeout: Duration,
+    /// Clients served at the same time; further ones are told to come again. Each may occupy several times `max_size`
+    /// octets of memory.
+    pub max_connections: u64,
+}
+
+impl Default for SmtpConfig {
+    fn default() -> Self {
+        Self {
+            listen: LoopbackAddress(SocketAddr::from((Ipv4Addr::LOCALHOST, 20025))),
+            max_size: 20_000_000,
+            max_recipients: 50,
+            reply_blocks: 1,
+            idle_timeout: Duration::from_secs(5 * 60),
+            session_timeout: Duration::from_secs(60 * 60),
+            max_connections: 16,
+        }
+    }
+}
+
+/// No mail with a line of text in it is smaller.
+const LEAST_MAX_SIZE: u64 = 1000;
+/// What mail-parser can address is 4 GiB; a mail is held in memory several times over.
+const MOST_MAX_SIZE: u64 = 500_000_000;
+
+impl SmtpConfig {
+    /// The limits, checked.
+    ///
+    /// # Errors
+    /// [`InvalidConfig::Limit`], [`InvalidConfig::Timeout`].
+    pub fn policy(&self) -> Result<Policy, InvalidConfig> {
+        Ok(Policy {
+            max_size: within("max_size", self.max_size, LEAST_MAX_SIZE, MOST_MAX_SIZE)?,
+            max_recipients: within("max_recipients", self.max_recipients, 1, 10_000)?,
+            reply_blocks: self.reply_blocks,
+            idle_timeout: at_least_a_second("idle_timeout", self.idle_timeout)?,
+            session_timeout: at_least_a_second("session_timeout", self.session_timeout)?,
+            max_connections: within("max_connections", self.max_connections, 1, 10_000)?,
+        })
+    }
+}
+
+fn within(key: &'static str, found: u64, least: u64, most: u64) -> Result<usize, InvalidConfig> {
+    let limit = InvalidConfig::Limit { key, found, least, most };
+    if (least..=most).contains(&found) { usize::try_from(found).map_err(|_| limit) } else { Err(limit) }
+}
+
+fn at_least_a_second(key: &'static str, found: Duration) -> Result<Duration, InvalidConfig> {
+    if found < Duration::from_secs(1) { Err(InvalidConfig::Timeout { key }) } else { Ok(found) }
+}
+
+/// An address that only this machine can connect to.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "SocketAddr", into = "SocketAddr")]
+pub struct LoopbackAddress(SocketAddr);
+
+impl TryFrom<SocketAddr> for LoopbackAddress {
+    type Error = InvalidConfig;
+
+    fn try_from(address: SocketAddr) -> Result<Self, InvalidConfig> {
+        // An IPv4 loopback address in IPv6 form is one too.
+        if address.ip().to_canonical().is_loopback() {
+            Ok(Self(address))
+        } else {
+            Err(InvalidConfig::NotLoopback { address })
+        }
+    }
+}
+
+impl From<LoopbackAddress> for SocketAddr {
+    fn from(address: LoopbackAddress) -> Self {
+        address.0
+    }
+}
+
+impl fmt::Debug for LoopbackAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_settings_that_work() {
+        assert!(SmtpConfig::default().policy().is_ok());
+    }
+
+    #[test]
+    fn address_that_others_can_reach_is_refused() {
+        for text in ["0.0.0.0:25", "192.0.2.1:25", "[::]:25", "[2001:db8::1]:25", "[::ffff:192.0.2.1]:25"] {
+            let address = text.parse().unwrap();
+            assert_eq!(LoopbackAddress::try_from(address), Err(InvalidConfig::NotLoopback { address }));
+        }
+        for text in ["127.0.0.1:0", "127.3.2.1:25", "[::1]:25", "[::ffff:127.0.0.1]:25"] {
+            assert!(LoopbackAddress::try_from(text.parse::<SocketAddr>().unwrap()).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn limit_out_of_bounds_is_refused_by_its_name() {
+        let refused = |change: fn(&mut SmtpConfig)| {
+            let mut config = SmtpConfig::default();
+            change(&mut config);
+            config.policy().expect_err("refused")
+        };
+        let key = |refused| match refused {
+            InvalidConfig::Limit { key, .. } | InvalidConfig::Timeout { key } => key,
+            InvalidConfig::NotLoopback { .. } => "listen",
+        };
+        assert_eq!(key(refused(|c| c.max_size = 10)), "max_size");
+        assert_eq!(key(refused(|c| c.max_size = u64::MAX)), "max_size");
+        assert_eq!(key(refused(|c| c.max_recipients = 0)), "max_recipients");
+        assert_eq!(key(refused(|c| c.max_connections = 0)), "max_connections");
+        assert_eq!(refused(|c| c.idle_timeout = Duration::ZERO), InvalidConfig::Timeout { key: "idle_timeout" });
+        assert_eq!(refused(|c| c.session_timeout = Duration::ZERO), InvalidConfig::Timeout { key: "session_timeout" });
+    }
+}

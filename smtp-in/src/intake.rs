@@ -1,0 +1,109 @@
+//! From a mail that a client handed in to what the outbox keeps: one message for each recipient.
+//!
+//! Pure but for what `Exits` knows. Making it durable is `server`'s.
+
+use std::time::SystemTime;
+
+use mix::payload::headers::{self, InvalidHeader, MessageHeaders, encode_word};
+use mix::store::outbox::{Mail, OutboxExit};
+
+use crate::error::Refused;
+use crate::policy::{Exits, NoExit};
+use crate::scrub::{Letter, scrub};
+use crate::session::Submission;
+
+/// The mails of a submission. All or none: a client that is told that one recipient failed sends to all of them again.
+pub(crate) fn mails(
+    submission: Submission,
+    exits: &dyn Exits,
+    reply_blocks: u8,
+    now: SystemTime,
+) -> Result<Vec<Mail>, Refused> {
+    let Submission { identity, recipients, octets } = submission;
+    let message = message(scrub(&octets)?)?;
+    drop(octets);
+    let limit = exits.largest();
+    if u64::try_from(message.len()).is_ok_and(|len| len > limit) {
+        return Err(NoExit::TooLarge { limit }.into());
+    }
+    let mut mails = Vec::with_capacity(recipients.len());
+    for address in recipients {
+        exits.accepts(&address, message.len())?;
+        let (routing_type, info) = address.routing();
+        let via = address.server().map(|nickname| nickname.as_str().to_owned());
+        mails.push(Mail {
+            identity: identity.clone(),
+            exit: OutboxExit { routing_type, info, via },
+            message: message.clone(),
+            reply_blocks,
+            accepted: now,
+        });
+    }
+    Ok(mails)
+}
+
+/// The letter as messages are before compression: headers, an empty line, the text (E2E-spec 3.1.2).
+fn message(letter: Letter) -> Result<Vec<u8>, InvalidHeader> {
+    let Letter { subject, from_name, in_reply_to, references, text } = letter;
+    let mut message = headers::encode(&MessageHeaders {
+        subject: subject.as_deref().map(encode_word),
+        from: from_name.as_deref().map(encode_word),
+        in_reply_to,
+        references,
+    })?;
+    message.extend_from_slice(text.as_bytes());
+    Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use mix::path::address::ExitAddress;
+
+    use super::*;
+
+    struct UpTo(u64);
+
+    impl Exits for UpTo {
+        fn accepts(&self, to: &ExitAddress, message_len: usize) -> Result<(), NoExit> {
+            // An exit of the mbox kind takes half of what the others do.
+            let limit = if to.server().is_some() { self.0 / 2 } else { self.0 };
+            if message_len as u64 > limit { Err(NoExit::TooLarge { limit }) } else { Ok(()) }
+        }
+
+        fn largest(&self) -> u64 {
+            self.0
+        }
+    }
+
+    fn submission(mail: &str) -> Submission {
+        let recipients = ["bob@example.org", "mbox:frida@gamma"].map(|text| ExitAddress::parse(text).unwrap());
+        Submission { identity: "alice".to_owned(), recipients: recipients.to_vec(), octets: mail.into() }
+    }
+
+    #[test]
+    fn each_recipient_has_a_mail_of_its_own() {
+        let mail =
+            "Subject: caf\u{e9}\r\nFrom: Alice <alice@example.net>\r\nIn-Reply-To: <1@x>\r\nX-Mailer: x\r\n\r\nhi\r\n";
+        let mails = mails(submission(mail), &UpTo(1000), 2, SystemTime::UNIX_EPOCH).unwrap();
+        let [bob, frida] = &mails[..] else { panic!("two recipients") };
+        assert_eq!(bob.exit.info, b"bob@example.org");
+        assert_eq!((frida.exit.info.as_slice(), frida.exit.via.as_deref()), (&b"frida"[..], Some("gamma")));
+        for mail in &mails {
+            let message = "FROM:Alice\nIN-REPLY-TO:<1@x>\nSUBJECT:=?UTF-8?B?Y2Fmw6k=?=\n\nhi\n";
+            assert_eq!(String::from_utf8_lossy(&mail.message), message);
+            assert_eq!((mail.identity.as_str(), mail.reply_blocks), ("alice", 2));
+        }
+    }
+
+    #[test]
+    fn mail_that_one_exit_cannot_take_is_refused_for_all() {
+        let refused = mails(submission("\r\n0123456789\r\n"), &UpTo(20), 0, SystemTime::UNIX_EPOCH).unwrap_err();
+        assert!(matches!(refused, Refused::Exit(NoExit::TooLarge { limit: 10 })), "{refused}");
+    }
+
+    #[test]
+    fn mail_that_no_exit_takes_is_refused() {
+        let refused = mails(submission("\r\n0123456789\r\n"), &UpTo(5), 0, SystemTime::UNIX_EPOCH).unwrap_err();
+        assert!(matches!(refused, Refused::Exit(NoExit::TooLarge { limit: 5 })), "{refused}");
+    }
+}

@@ -1,0 +1,96 @@
+//! What the door demands of a mail, and what the house must provide to it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mix::path::address::ExitAddress;
+use mix::store::outbox::{self, Mail};
+use mix::store::{Db, StoreError};
+
+/// The limits of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Octets of a mail as the client sends it, attachments included; announced as SIZE.
+    pub max_size: usize,
+    /// Recipients of one mail.
+    pub max_recipients: usize,
+    /// Reply blocks that go with each mail.
+    pub reply_blocks: u8,
+    /// How long a client may be silent, or leave a reply unread.
+    pub idle_timeout: Duration,
+    /// How long a client may stay at all: one that sends an octet a minute is never silent.
+    pub session_timeout: Duration,
+    /// Clients served at the same time.
+    pub max_connections: usize,
+}
+
+/// The exits, as far as the directory of the day knows them.
+pub trait Exits: Send + Sync {
+    /// Whether some exit delivers `message_len` octets (headers and text, uncompressed) to `to`. Asked with 0 when the
+    /// recipient is named, and with the length after the mail has come. Called between two reads of a socket: it must
+    /// look something up, not go and ask.
+    ///
+    /// # Errors
+    /// [`NoExit`], by what stands in the way.
+    fn accepts(&self, to: &ExitAddress, message_len: usize) -> Result<(), NoExit>;
+
+    /// Octets of the longest message that any exit takes.
+    fn largest(&self) -> u64;
+}
+
+/// Why no exit delivers a message to an address.
+#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
+pub enum NoExit {
+    /// No directory that is valid today: nobody can say which exits there are.
+    #[error("the network is not known yet, try again later")]
+    NoNetwork,
+    /// No exit of the network delivers to addresses of this kind, or the one that is named does not exist.
+    #[error("no exit of the network delivers to this address")]
+    Unsupported,
+    /// Too long for all exits that would.
+    #[error("the text is too long: exits take at most {limit} octets")]
+    TooLarge {
+        /// What they take.
+        limit: u64,
+    },
+}
+
+/// Who may send: each pseudonym of the user is an account.
+pub trait Accounts: Send + Sync {
+    /// Whether `password` is that of `user`, in a time that does not depend on either. May take long; it is called away
+    /// from the sockets.
+    fn check(&self, user: &str, password: &str) -> bool;
+}
+
+/// Where accepted mail is kept until it is sent.
+pub trait Outbox: Send + Sync {
+    /// Keeps all of `mails` or none, and returns when they would survive a crash. May block.
+    ///
+    /// # Errors
+    /// What the store says; the mail client then hears that it must try again.
+    fn keep(&self, mails: Vec<Mail>) -> Result<(), StoreError>;
+}
+
+impl Outbox for Db {
+    fn keep(&self, mails: Vec<Mail>) -> Result<(), StoreError> {
+        self.write(move |tx| outbox::push(tx, &mails)).map(drop)
+    }
+}
+
+/// What the house provides to its door.
+#[derive(Clone)]
+pub struct House {
+    /// The exits of the network.
+    pub exits: Arc<dyn Exits>,
+    /// Who may send.
+    pub accounts: Arc<dyn Accounts>,
+    /// Where accepted mail goes.
+    pub outbox: Arc<dyn Outbox>,
+}
+
+impl fmt::Debug for House {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("House(..)")
+    }
+}

@@ -1,0 +1,318 @@
+//! What of a mail travels, and what is refused by which name.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use proptest::prelude::*;
+use smtp_in::scrub::{Letter, NoLetter, scrub};
+
+fn letter(mail: &str) -> Letter {
+    scrub(mail.replace('\n', "\r\n").as_bytes()).expect("a letter")
+}
+
+fn text(mail: &str) -> String {
+    letter(mail).text
+}
+
+fn refused(mail: &str) -> NoLetter {
+    scrub(mail.replace('\n', "\r\n").as_bytes()).expect_err("refused")
+}
+
+/// A multipart of the parts.
+fn multipart(kind: &str, parts: &[&str]) -> String {
+    let boundary = format!("=_{kind}_{}", parts.concat().len());
+    let parts: String = parts.iter().map(|part| format!("--{boundary}\n{part}\n")).collect();
+    format!("Content-Type: multipart/{kind}; boundary=\"{boundary}\"\n\npreamble\n{parts}--{boundary}--\nepilogue\n")
+}
+
+#[test]
+fn four_headers_and_the_text_are_all_that_is_taken() {
+    let mail = "Received: from laptop.home\nDate: Tue, 24 Nov 2026 02:00:00 +0100\nFrom: \"Alice A.\" <alice@example.net>\n\
+        To: bob@example.org\nCc: carol@example.org\nBcc: dave@example.org\nSubject: Hello\nMessage-ID: <me@laptop>\n\
+        User-Agent: Mozilla Thunderbird\nIn-Reply-To: <1@x>\nReferences: <0@x>\n <1@x>\nX-Secret: yes\n\nText.\n";
+    let expected = Letter {
+        subject: Some("Hello".to_owned()),
+        from_name: Some("Alice A.".to_owned()),
+        in_reply_to: Some("<1@x>".to_owned()),
+        references: Some("<0@x> <1@x>".to_owned()),
+        text: "Text.\n".to_owned(),
+    };
+    let letter = letter(mail);
+    assert!(letter == expected, "{:?} {:?} {:?}", letter.subject, letter.references, letter.text);
+}
+
+#[test]
+fn mail_without_headers_is_all_text() {
+    assert_eq!(text("\nhi\n"), "hi\n");
+    assert_eq!(text("hi there\nbob\n"), "hi there\nbob\n");
+    assert_eq!(text("Subject: x\nnot a header\n"), "not a header\n");
+    assert_eq!(text("From alice Tue Nov 24 02:00:00 2026\nSubject: x\n\nhi\n"), "hi\n");
+}
+
+#[test]
+fn encoded_words_are_decoded_and_headers_are_one_line() {
+    let mail = "Subject: =?utf-8?B?w4TDpA==?= =?iso-8859-1?Q?=F6=0D=0AX:_y?=\n more\n\
+        From: =?utf-8?q?J=C3=BCrgen?= <j@example.org>\n\nx\n";
+    let letter = letter(mail);
+    assert_eq!(letter.subject.as_deref(), Some("\u{c4}\u{e4}\u{f6} X: y more"));
+    assert_eq!(letter.from_name.as_deref(), Some("J\u{fc}rgen"));
+}
+
+#[test]
+fn headers_in_plain_utf_8_are_read() {
+    let letter = letter("Subject: gr\u{fc}n\nFrom: J\u{fc}rgen <j\u{fc}@example.org>\n\n\u{20ac}\n");
+    assert_eq!(letter.subject.as_deref(), Some("gr\u{fc}n"));
+    assert_eq!(letter.from_name.as_deref(), Some("J\u{fc}rgen"));
+    assert_eq!(letter.text, "\u{20ac}\n");
+}
+
+#[test]
+fn address_never_travels_as_a_name() {
+    let name = |from: &str| letter(&format!("From: {from}\n\nx\n")).from_name;
+    assert_eq!(name("alice@example.net"), None);
+    assert_eq!(name("<alice@example.net>"), None);
+    assert_eq!(name("\"alice@example.net\" <alice@example.net>"), None);
+    assert_eq!(name("=?utf-8?q?alice=40example.net?= <alice@example.net>"), None);
+    assert_eq!(name("alice@example.net (Alice)").as_deref(), Some("Alice"));
+    assert_eq!(name("\"A: \\\"B\\\" [c]\" <alice@example.net>").as_deref(), Some("A B c"));
+}
+
+#[test]
+fn malformed_message_ids_are_left_out_and_long_threads_cut_in_the_middle() {
+    let thread = letter("In-Reply-To: Your mail of Monday\nReferences: <a> <b@c> <d@e f> <g\u{e4}@h> <@> <i@j>\n\nx\n");
+    assert_eq!(thread.in_reply_to, None);
+    assert_eq!(thread.references.as_deref(), Some("<b@c> <i@j>"));
+    let ids: String = (0..100).map(|n| format!(" <{n:0>40}@x>\n")).collect();
+    let references = letter(&format!("References:{ids}\nx\n")).references.expect("references");
+    assert!(references.len() <= 900 && references.len() > 850, "{}", references.len());
+    assert!(references.starts_with(&format!("<{:0>40}@x> <{:0>40}@x>", 0, 81)), "{references}");
+    assert!(references.ends_with(&format!("<{:0>40}@x>", 99)), "{references}");
+}
+
+#[test]
+fn transfer_encodings_and_charsets_are_undone() {
+    let mime = |head: &str, body: &[u8]| {
+        let mail = [b"Content-Type: text/plain; ", head.as_bytes(), b"\r\n\r\n", body].concat();
+        scrub(&mail).map(|letter| letter.text)
+    };
+    let base64 = "charset=utf-8\r\nContent-Transfer-Encoding: base64";
+    assert_eq!(mime(base64, b"w6TDtsO8Cg==\r\n").as_deref(), Ok("\u{e4}\u{f6}\u{fc}\n"));
+    let quoted = "charset=iso-8859-1\r\nContent-Transfer-Encoding: Quoted-Printable";
+    assert_eq!(mime(quoted, b"=E4 =\r\nb=3D  \r\nc=20\r\n5=4 =\r\n").as_deref(), Ok("\u{e4} b=\nc \n5=4\n"));
+    assert_eq!(mime("charset=koi8-r", b"\xf0\xd2\xc9").as_deref(), Ok("\u{41f}\u{440}\u{438}\n"));
+    assert_eq!(mime("charset=\"ISO-2022-JP\"", b"\x1b$B$\"\x1b(B").as_deref(), Ok("\u{3042}\n"));
+    assert_eq!(mime("charset=shift_jis", b"\x82\xa0").as_deref(), Ok("\u{3042}\n"));
+    assert_eq!(mime("charset=gb2312", b"\xc4\xe3").as_deref(), Ok("\u{4f60}\n"));
+    assert_eq!(mime("charset=euc-kr", b"\xb0\xa1").as_deref(), Ok("\u{ac00}\n"));
+    assert_eq!(mime("charset=utf-16le", b"h\0i\0").as_deref(), Ok("hi\n"));
+    assert_eq!(mime("x=y", b"caf\xe9").as_deref(), Ok("caf\u{e9}\n"), "no charset: as Windows has it");
+    assert_eq!(mime("charset=us-ascii", "\u{20ac}".as_bytes()).as_deref(), Ok("\u{20ac}\n"));
+    assert_eq!(mime("charset=utf-8", b"a\xffb").as_deref(), Ok("a\u{fffd}b\n"));
+    assert_eq!(mime("charset=x-martian", b"plain").as_deref(), Ok("plain\n"));
+}
+
+#[test]
+fn text_of_unknown_charset_is_refused() {
+    let mail = b"Content-Type: text/plain; charset=x-martian\r\n\r\n\xff\xfe";
+    assert_eq!(scrub(mail).expect_err("refused"), NoLetter::Charset);
+}
+
+#[test]
+fn broken_or_unknown_transfer_encoding_is_refused() {
+    assert_eq!(refused("Content-Transfer-Encoding: base64\n\n***\n"), NoLetter::TransferEncoding);
+    assert_eq!(refused("Content-Transfer-Encoding: x-uuencode\n\nbegin 644 x\n"), NoLetter::TransferEncoding);
+}
+
+#[test]
+fn line_ends_control_characters_and_edges_are_tidied() {
+    assert_eq!(scrub(b"\r\n\r\n\xef\xbb\xbfx\r\n").map(|letter| letter.text).as_deref(), Ok("\u{feff}x\n"));
+    assert_eq!(
+        scrub(b"A: b\r\n\r\n\r\na\tb\x00\x07\x1b[1m\rc\nd\r\n \r\n\r\n").map(|letter| letter.text).as_deref(),
+        Ok("a\tb[1m\nc\nd\n")
+    );
+}
+
+#[test]
+fn flowed_text_loses_what_was_put_on_its_lines() {
+    let mail = "Content-Type: text/plain; format=flowed\n\nOne line \nin two.\n From me\n> quoted \n-- \nAlice\n";
+    assert_eq!(text(mail), "One line\nin two.\nFrom me\n> quoted\n-- \nAlice\n");
+    assert_eq!(text("\nOne line \n two\n"), "One line \n two\n");
+}
+
+#[test]
+fn plain_text_is_preferred_wherever_it_is() {
+    let plain = "Content-Type: text/plain\n\nplain\n";
+    let page = "Content-Type: text/html\n\n<p>page</p>\n";
+    let picture = "Content-Type: image/png\nContent-Transfer-Encoding: base64\n\nAAAA\n";
+    let both = multipart("alternative", &[plain, page]);
+    assert_eq!(text(&both), "plain\n");
+    assert_eq!(text(&multipart("alternative", &[page, plain])), "plain\n");
+    assert_eq!(text(&multipart("mixed", &[&both, picture])), "plain\n");
+    let related = multipart("related", &[page, picture]);
+    assert_eq!(text(&multipart("alternative", &[plain, &related])), "plain\n");
+    assert_eq!(text(&multipart("signed", &[&multipart("mixed", &[&both, picture]), plain])), "plain\n");
+    let mixed = multipart("mixed", &[page, picture]);
+    assert_eq!(text(&multipart("alternative", &["\n \n", &mixed])), "page\n");
+}
+
+#[test]
+fn texts_beside_each_other_are_joined_in_order() {
+    let mail = multipart(
+        "mixed",
+        &["\none\n", "Content-Type: text/html\n\n<b>two</b>\n", "Content-Type: text/plain\n\nthree\n"],
+    );
+    assert_eq!(text(&mail), "one\n\ntwo\n\nthree\n");
+}
+
+#[test]
+fn mail_of_html_alone_becomes_text() {
+    let mail = "Content-Type: text/html; charset=utf-8\n\n<html><style>p{}</style><p>Hi <b>Bob</b>,<p>see \
+        <a href=\"https://example.org/x\">this</a>:<ul><li>a<li>b</ul></html>\n";
+    assert_eq!(text(mail), "Hi Bob,\n\nsee this <https://example.org/x>:\n\n- a\n- b\n");
+}
+
+#[test]
+fn attachments_are_dropped() {
+    let attached = "Content-Disposition: attachment\n\nsecret\n";
+    let unknown = "Content-Disposition: x-hidden\n\nsecret\n";
+    let shown = "Content-Type: text/plain; name=list.txt\nContent-Disposition: Inline; filename=list.txt\n\nshown\n";
+    let forwarded = "Content-Type: message/rfc822\n\nFrom: carol@example.org\n\nsecret\n";
+    let calendar = "Content-Type: text/calendar\n\nsecret\n";
+    assert_eq!(text(&multipart("mixed", &["\nhi\n", attached, unknown, shown, forwarded, calendar])), "hi\n\nshown\n");
+}
+
+#[test]
+fn mail_without_text_is_refused() {
+    for mail in [
+        "",
+        "Subject: only\n\n",
+        "Subject: blank\n\n \n\t\n",
+        "Content-Disposition: attachment\n\nx\n",
+        "Content-Type: image/png\n\nx\n",
+        "Content-Type: text/html\n\n<img src=x><script>x</script>\n",
+        &multipart("mixed", &["Content-Type: image/png\n\nx\n"]),
+        &multipart("digest", &["\nSubject: x\n\ny\n"]),
+    ] {
+        assert_eq!(refused(mail), NoLetter::NoText, "{mail}");
+    }
+}
+
+#[test]
+fn encrypted_parts_are_refused_by_name() {
+    let pgp =
+        ["Content-Type: application/pgp-encrypted\n\nVersion: 1\n", "Content-Type: application/octet-stream\n\nx\n"];
+    assert_eq!(refused(&multipart("encrypted", &pgp)), NoLetter::Encrypted);
+    assert_eq!(refused("Content-Type: application/pkcs7-mime; smime-type=enveloped-data\n\nx\n"), NoLetter::Encrypted);
+}
+
+#[test]
+fn multipart_without_its_boundary_is_refused() {
+    assert_eq!(refused("Content-Type: multipart/mixed\n\n--x\n\nhi\n--x--\n"), NoLetter::Boundary);
+    assert_eq!(refused("Content-Type: multipart/mixed; boundary=x\n\nhi\n"), NoLetter::Boundary);
+}
+
+#[test]
+fn multiparts_of_one_boundary_are_read_as_one() {
+    let mail = "Content-Type: multipart/mixed; boundary=x\n\n--x\nContent-Type: multipart/alternative; boundary=x\n\n\n\
+        --x\n\nhi\n--x--\n\n--x\nContent-Type: image/gif\n\nx\n--x--\n";
+    assert_eq!(text(mail), "hi\n");
+}
+
+#[test]
+fn multipart_cut_off_is_read_as_far_as_it_goes() {
+    assert_eq!(text("Content-Type: multipart/mixed; boundary=x\n\n--x\n\nhi\n--xy\nthere\n"), "hi\n--xy\nthere\n");
+}
+
+#[test]
+fn endless_header_is_refused() {
+    assert_eq!(refused(&"X-A: b\n".repeat(40_000)), NoLetter::HeadersTooLong);
+    assert_eq!(refused(&format!("X: {}\n", " x\n".repeat(100_000))), NoLetter::HeadersTooLong);
+}
+
+#[test]
+fn too_many_and_too_deep_parts_are_refused() {
+    let parts = "--x\n\n\n".repeat(1001);
+    assert_eq!(refused(&format!("Content-Type: multipart/mixed; boundary=x\n\n{parts}")), NoLetter::TooManyParts);
+    let mut nested = "\nhi\n".to_owned();
+    for _ in 0..20 {
+        nested = multipart("mixed", &[&nested]);
+    }
+    assert_eq!(text(&nested), "hi\n");
+    assert_eq!(refused(&multipart("mixed", &[&nested])), NoLetter::TooManyParts);
+}
+
+#[test]
+fn mails_within_mails_do_not_choose_the_depth_of_the_stack() {
+    let forwarded = "Content-Type: message/rfc822\n\n".repeat(100_000);
+    assert_eq!(refused(&forwarded), NoLetter::NoText);
+    let digests: String =
+        (0..50_000).map(|n| format!("Content-Type: multipart/digest; boundary=b{n}\n\n--b{n}\n")).collect();
+    assert_eq!(refused(&digests), NoLetter::TooManyParts);
+}
+
+/// The mails that CPython tests its own e-mail package with: decades of what mail programs get wrong.
+#[test]
+fn mails_of_the_cpython_corpus_are_letters_or_named_refusals() {
+    let find = "import test.test_email, os; print(os.path.join(os.path.dirname(test.test_email.__file__), 'data'))";
+    let output = Command::new("python3").args(["-c", find]).output();
+    let Some(output) = output.ok().filter(|output| output.status.success()) else {
+        println!("no python3 with its test package here: nothing tried");
+        return;
+    };
+    let folder = PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim());
+    let mut counts = std::collections::BTreeMap::<String, Vec<String>>::new();
+    for entry in folder.read_dir().expect("the folder of the corpus") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        if !name.starts_with("msg_") || !name.ends_with(".txt") {
+            continue;
+        }
+        let outcome = match scrub(&std::fs::read(&path).expect("a mail")) {
+            Ok(letter) => {
+                assert!(letter.text.ends_with('\n') && !letter.text.trim().is_empty(), "{name}");
+                assert!(letter.text.chars().all(|c| matches!(c, '\n' | '\t') || !c.is_control()), "{name}");
+                assert!(letter.from_name.is_none_or(|from| !from.contains('@')), "{name}");
+                "letter".to_owned()
+            }
+            Err(why) => format!("{why:?}"),
+        };
+        counts.entry(outcome).or_default().push(name);
+    }
+    for (outcome, names) in &counts {
+        println!("{outcome}: {} {}", names.len(), if outcome == "letter" { String::new() } else { names.join(" ") });
+    }
+    assert!(counts.get("letter").is_some_and(|letters| letters.len() >= 30));
+}
+
+proptest! {
+    #[test]
+    fn any_octets_are_a_letter_or_a_named_refusal(octets in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = scrub(&octets);
+    }
+
+    #[test]
+    fn any_pieces_of_mail_are_a_letter_or_a_named_refusal(
+        pieces in proptest::collection::vec(prop_oneof![
+            Just("Content-Type: multipart/mixed; boundary=x\r\n"), Just("Content-Type: text/html;"), Just("charset="),
+            Just("Content-Type: multipart/alternative; boundary=\"x\"\r\n"), Just("Content-Type: message/rfc822\r\n"),
+            Just("Content-Transfer-Encoding: base64\r\n"), Just("Content-Transfer-Encoding: quoted-printable\r\n"),
+            Just("--x\r\n"), Just("--x--\r\n"), Just("\r\n"), Just("\r\n\r\n"), Just("=?utf-8?Q?=?="), Just("=?x?B?"),
+            Just("From: "), Just("<a@b>"), Just("References: "), Just("("), Just("\""), Just("=3D="), Just("AAAA"), Just(";"),
+            Just("\u{e4}"), Just("\0"), Just("name*0*=utf-8''%"), Just("=\r\n"), Just("Subject:"), Just(","), Just(" "),
+        ], 0..40),
+    ) {
+        let _ = scrub(pieces.concat().as_bytes());
+    }
+
+    #[test]
+    fn any_octets_in_any_charset_are_a_letter_or_a_named_refusal(
+        charset in prop::sample::select(vec![
+            "utf-7", "utf-16", "utf-16be", "utf-16le", "utf-32", "iso-2022-jp", "iso-2022-kr", "hz-gb-2312", "gbk", "gb18030",
+            "big5", "euc-jp", "euc-kr", "shift_jis", "koi8-u", "iso-8859-16", "macintosh", "windows-874", "tis-620", "x",
+        ]),
+        octets in proptest::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let head = format!("Content-Type: text/plain; charset={charset}\r\n\r\n");
+        let _ = scrub(&[head.as_bytes(), &octets].concat());
+    }
+}
