@@ -1,0 +1,75 @@
+//! Who may log in: one identity, one account, for sending and for fetching.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mix::crypto::{Digest, sha1};
+use subtle::ConstantTimeEq;
+
+use crate::config::IdentityConfig;
+
+/// The accounts of a gateway; clones share them. Passwords are kept as digests, which have one length.
+#[derive(Clone)]
+pub struct Accounts(Arc<BTreeMap<String, Digest>>);
+
+impl Accounts {
+    /// One account for each identity.
+    pub fn new(identities: &[IdentityConfig]) -> Self {
+        let accounts = identities.iter().map(|identity| (identity.name.clone(), digest(&identity.password)));
+        Self(Arc::new(accounts.collect()))
+    }
+
+    /// Whether this is the password of this user. Takes as long for a wrong name as for a wrong password.
+    pub fn check(&self, user: &str, password: &str) -> bool {
+        let known = self.0.get(user);
+        let right = known.copied().unwrap_or(Digest([0; 20]));
+        bool::from(right.0.ct_eq(&digest(password).0)) && known.is_some()
+    }
+
+    /// Whether there is such a user.
+    pub fn contains(&self, user: &str) -> bool {
+        self.0.contains_key(user)
+    }
+}
+
+fn digest(password: &str) -> Digest {
+    sha1(&[password.as_bytes()])
+}
+
+/// Prints nothing of them.
+impl std::fmt::Debug for Accounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Accounts({})", self.0.len())
+    }
+}
+
+impl smtp_in::policy::Accounts for Accounts {
+    fn check(&self, user: &str, password: &str) -> bool {
+        self.check(user, password)
+    }
+}
+
+impl pop_out::pop3::Accounts for Accounts {
+    fn check(&self, user: &str, password: &str) -> bool {
+        self.check(user, password)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn account_opens_to_its_own_password_alone() {
+        let identity = |name: &str, password: &str| IdentityConfig {
+            name: name.into(),
+            password: password.into(),
+            ..IdentityConfig::default()
+        };
+        let accounts = Accounts::new(&[identity("alice", "a"), identity("bob", "b")]);
+        assert!(accounts.check("alice", "a") && accounts.check("bob", "b"));
+        for (user, password) in [("alice", "b"), ("alice", ""), ("carol", "a"), ("carol", ""), ("", "")] {
+            assert!(!accounts.check(user, password), "{user} {password}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! `mixgate demo`: a whole network on this machine, to look at or to send one mail through.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{Failed, asked_to_stop};
+use crate::demo::{Demo, Options, Story};
+use crate::{config, log};
+
+/// Run a whole network on this machine: directory, mixes, exits, gateway, and the world outside
+///
+/// Everything listens on loopback and nothing leaves this machine, but all sockets, keys and queues are real. Ends with
+/// Ctrl-C.
+#[derive(Args, Debug)]
+pub(super) struct DemoArguments {
+    /// How many mixes. Two of them are exits
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(2..=50))]
+    nodes: u16,
+    /// Port for the mail client to send by; 0 is any free one
+    #[arg(long, value_name = "PORT", default_value_t = 20025)]
+    smtp: u16,
+    /// Port for the mail client to fetch by; 0 is any free one
+    #[arg(long, value_name = "PORT", default_value_t = 20110)]
+    pop: u16,
+    /// How long packets gather in each mix before some leave
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval)]
+    interval: Duration,
+    /// Keep everything in this folder, and go on from there at the next start [default: a temporary folder]
+    #[arg(long, value_name = "DIR")]
+    home: Option<PathBuf>,
+    /// Write where everything is to this file, as JSON, once all is up
+    #[arg(long, value_name = "FILE")]
+    ready: Option<PathBuf>,
+    /// Send this mail, wait for it outside, answer it through its reply block, wait for the answer, and end
+    #[arg(long, value_name = "FILE.eml")]
+    send: Option<PathBuf>,
+    /// Recipient of the mail, instead of those in its To, Cc and Bcc. May be given several times
+    #[arg(long, value_name = "ADDR", requires = "send")]
+    to: Vec<String>,
+    /// What the correspondent answers [default: a line of text]
+    #[arg(long, value_name = "FILE.txt", requires = "send")]
+    reply: Option<PathBuf>,
+    /// How long to wait for each step of --send
+    #[arg(long, value_name = "TIME", default_value = "120s", value_parser = interval)]
+    timeout: Duration,
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(interval) if interval.is_zero() => Err("must be longer than nothing".into()),
+        Ok(interval) => Ok(interval),
+        Err(e) => Err(format!("{e}; expected a time such as 2s or 500ms")),
+    }
+}
+
+pub(super) async fn run(arguments: DemoArguments) -> Result<(), Failed> {
+    log::init(config::LogLevel::Error);
+    let options = Options {
+        nodes: arguments.nodes.into(),
+        smtp: arguments.smtp,
+        pop3: arguments.pop,
+        interval: arguments.interval,
+        home: arguments.home,
+    };
+    let demo = tokio::select! {
+        demo = Demo::start(options) => demo?,
+        stopped = asked_to_stop() => return Ok(stopped?),
+    };
+    if let Some(file) = &arguments.ready {
+        demo.announce(file)?;
+    }
+    let ended = match arguments.send {
+        Some(mail) => {
+            let story = Story { mail, to: arguments.to, reply: arguments.reply, timeout: arguments.timeout };
+            tokio::select! {
+                told = story.tell(&demo) => told.map_err(Failed::from),
+                stopped = asked_to_stop() => Ok(stopped?),
+            }
+        }
+        None => {
+            demo.explain();
+            tokio::select! {
+                () = demo.watch() => Ok(()),
+                stopped = asked_to_stop() => Ok(stopped?),
+            }
+        }
+    };
+    demo.stop().await;
+    ended
+}

@@ -1,0 +1,85 @@
+//! The command line. One file for each command.
+
+mod demo;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The command did what it should.
+const DONE: u8 = 0;
+/// It failed.
+const FAILED: u8 = 1;
+/// The configuration must be mended first (sysexits.h: EX_CONFIG).
+const BAD_CONFIGURATION: u8 = 78;
+
+/// Anonymous mail with the mail client you already have: a gateway, mix, exit and directory server of the Type III
+/// (Mixminion) remailer network.
+#[derive(Parser, Debug)]
+#[command(name = "mixgate", version, about, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Run(run::RunArguments),
+    Demo(demo::DemoArguments),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let Arguments { command } = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => return fail(FAILED, &anyhow::Error::from(e).context("starting the runtime")),
+    };
+    let ended = match command {
+        Command::Run(arguments) => runtime.block_on(run::run(arguments)),
+        Command::Demo(arguments) => runtime.block_on(demo::run(arguments)),
+    };
+    // Sockets of the outside world that nobody closes must not hold the process up.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::from(DONE),
+        Err(Failed { code, error }) => fail(code, &error),
+    }
+}
+
+/// Why a command failed, and how the process ends.
+#[derive(Debug)]
+struct Failed {
+    code: u8,
+    error: anyhow::Error,
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self { code: FAILED, error: error.into() }
+    }
+}
+
+impl Failed {
+    fn configuration(error: impl Into<anyhow::Error>) -> Self {
+        Self { code: BAD_CONFIGURATION, error: error.into() }
+    }
+}
+
+/// One line on standard error, the causes behind it.
+#[expect(clippy::print_stderr, reason = "this is where errors go")]
+fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
+    eprintln!("mixgate: {error:#}");
+    ExitCode::from(code)
+}
+
+/// Returns when the user or the system asks the process to end.
+async fn asked_to_stop() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        _ = terminate.recv() => Ok(()),
+    }
+}

@@ -1,0 +1,115 @@
+//! All settings of a process: the sections of the crates below, side by side.
+
+use std::path::PathBuf;
+
+use mix::node::config::{NetworkConfig, NodeConfig, SenderConfig};
+use mix::node::directory::DirectoryConfig;
+use pop_out::config::PopConfig;
+use serde::{Deserialize, Serialize};
+use smtp_in::config::SmtpConfig;
+
+/// The whole configuration. A role that is not enabled takes no part.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What is logged.
+    pub log: LogConfig,
+    /// How this process learns who the mixes are.
+    pub network: NetworkConfig,
+    /// Role: mail of people with an ordinary mail client.
+    pub gateway: GatewayConfig,
+    /// Role: a mix, perhaps an exit.
+    pub node: NodeConfig,
+    /// Role: a directory server.
+    pub directory: DirectoryConfig,
+}
+
+/// Section `[log]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// How much: error, warn, info or debug. At no level does a line link what comes in to what goes out.
+    pub level: LogLevel,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: LogLevel::Info }
+    }
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What must be mended.
+    Error,
+    /// What may have to be.
+    Warn,
+    /// Start, stop, and what an operator wants to know.
+    Info,
+    /// Each step, without who and what.
+    Debug,
+}
+
+impl From<LogLevel> for tracing::level_filters::LevelFilter {
+    fn from(level: LogLevel) -> Self {
+        match level {
+            LogLevel::Error => Self::ERROR,
+            LogLevel::Warn => Self::WARN,
+            LogLevel::Info => Self::INFO,
+            LogLevel::Debug => Self::DEBUG,
+        }
+    }
+}
+
+/// Section `[gateway]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GatewayConfig {
+    /// Whether this process serves mail clients.
+    pub enabled: bool,
+    /// Where it keeps outbox, keyring and maildrops. Nobody else may read this folder.
+    pub home: PathBuf,
+    /// The pseudonyms: one identity, one account.
+    pub identities: Vec<IdentityConfig>,
+    /// The door that mail enters by.
+    pub smtp: SmtpConfig,
+    /// The door that mail leaves by.
+    pub pop: PopConfig,
+    /// How mail becomes packets.
+    pub sender: SenderConfig,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            home: "gateway".into(),
+            identities: Vec::new(),
+            smtp: SmtpConfig::default(),
+            pop: PopConfig::default(),
+            sender: SenderConfig::default(),
+        }
+    }
+}
+
+/// One of `[[gateway.identities]]`: a pseudonym with an account of its own.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IdentityConfig {
+    /// The user name, for SMTP and POP3.
+    pub name: String,
+    /// The password, for both.
+    pub password: String,
+    /// Where answers arrive: the exit address that goes into reply blocks, as `mbox:NAME@NICKNAME`. Empty: mail of this
+    /// identity carries no reply blocks.
+    pub reply_to: String,
+}
+
+/// Prints no password.
+impl std::fmt::Debug for IdentityConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IdentityConfig").field("name", &self.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,170 @@
+//! The whole story without hands: a mail goes out, arrives in the outside world, is answered through its reply block,
+//! and the answer is read over POP3.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use lettre::address::Envelope;
+use lettre::transport::smtp::authentication::{Credentials, Mechanism};
+use lettre::{AsyncSmtpTransport, AsyncTransport as _, Tokio1Executor};
+use mail_parser::MessageParser;
+use tokio::time::{sleep, timeout};
+
+use super::network::Demo;
+use super::{correspondent, pop3};
+
+/// How often is looked whether something has come.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// What the correspondent answers unless told otherwise.
+const ANSWER: &str = "Your message has arrived. This answer came back through its reply block.\n";
+
+/// What is to be sent and answered.
+#[derive(Debug)]
+pub(crate) struct Story {
+    /// The mail.
+    pub(crate) mail: PathBuf,
+    /// Its recipients; those in its headers if there are none.
+    pub(crate) to: Vec<String>,
+    /// The answer.
+    pub(crate) reply: Option<PathBuf>,
+    /// How long each step may take.
+    pub(crate) timeout: Duration,
+}
+
+impl Story {
+    /// Tells the story; fails with the name of the step that did not come.
+    pub(crate) async fn tell(&self, demo: &Demo) -> anyhow::Result<()> {
+        let mail = read(&self.mail)?;
+        let answer = match &self.reply {
+            Some(path) => read(path)?,
+            None => ANSWER.into(),
+        };
+        let recipients = self.recipients(&mail)?;
+        let known: BTreeSet<PathBuf> = demo.outside().arrived()?.into_iter().collect();
+
+        self.step("handing the mail in over SMTP", submit(demo, &mail, &recipients)).await?;
+        let delivered = self.step("delivery to the outside world", arrival(demo, &known, recipients.len())).await?;
+        for message in &delivered {
+            show("delivered message", message)?;
+        }
+
+        let seen = self.step("looking into the maildrop over POP3", maildrop(demo)).await?;
+        let first = delivered.first().context("nothing was delivered")?;
+        self.step("answering through the reply block", reply(demo, first, &answer)).await?;
+        let answered = self.step("the answer in the maildrop over POP3", answered(demo, &seen)).await?;
+        show("answer", &answered)
+    }
+
+    fn recipients(&self, mail: &[u8]) -> anyhow::Result<Vec<String>> {
+        if !self.to.is_empty() {
+            return Ok(self.to.clone());
+        }
+        let parsed = MessageParser::default().parse(mail).context("the mail has no headers")?;
+        let lists = [parsed.to(), parsed.cc(), parsed.bcc()];
+        let found = lists.into_iter().flatten().flat_map(|list| list.clone().into_list());
+        let recipients: Vec<String> = found.filter_map(|one| one.address.map(|address| address.to_string())).collect();
+        if recipients.is_empty() {
+            bail!("{} names no recipient; give one with --to", self.mail.display());
+        }
+        Ok(recipients)
+    }
+
+    async fn step<T>(&self, name: &str, step: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        let within = humantime::format_duration(self.timeout);
+        match timeout(self.timeout, step).await {
+            Ok(ended) => ended.with_context(|| format!("step failed: {name}")),
+            Err(_) => bail!("step did not come within {within}: {name}"),
+        }
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// Hands the mail in as a mail client does.
+async fn submit(demo: &Demo, mail: &[u8], recipients: &[String]) -> anyhow::Result<()> {
+    let (user, password) = demo.login();
+    let parse = |address: &String| address.parse().with_context(|| format!("the recipient {address}"));
+    let recipients = recipients.iter().map(parse).collect::<anyhow::Result<_>>()?;
+    let envelope = Envelope::new(Some(demo.address().parse()?), recipients)?;
+    let transport = AsyncSmtpTransport::<Tokio1Executor>::builder_dangerous(demo.smtp().ip().to_string())
+        .port(demo.smtp().port())
+        .credentials(Credentials::new(user.to_owned(), password.to_owned()))
+        .authentication(vec![Mechanism::Plain])
+        .timeout(None)
+        .build();
+    transport.send_raw(&envelope, &with_crlf(mail)).await?;
+    Ok(())
+}
+
+/// Mail programs end lines with CRLF on the wire, whatever the file has.
+fn with_crlf(mail: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(mail.len());
+    for line in mail.split_inclusive(|octet| *octet == b'\n') {
+        let bare = line.strip_suffix(b"\n").map_or(line, |line| line.strip_suffix(b"\r").unwrap_or(line));
+        out.extend_from_slice(bare);
+        out.extend_from_slice(b"\r\n");
+    }
+    out
+}
+
+/// Waits for `count` new mails in the outside world.
+async fn arrival(demo: &Demo, known: &BTreeSet<PathBuf>, count: usize) -> anyhow::Result<Vec<Vec<u8>>> {
+    loop {
+        let new: Vec<PathBuf> = demo.outside().arrived()?.into_iter().filter(|path| !known.contains(path)).collect();
+        if new.len() >= count {
+            return new.iter().map(|path| read(path)).collect();
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// The unique ids of what is in the maildrop already.
+async fn maildrop(demo: &Demo) -> anyhow::Result<BTreeSet<String>> {
+    let mut session = pop3::Session::open(demo.pop3(), demo.login()).await?;
+    let seen = session.list().await?.into_iter().map(|(_, id)| id).collect();
+    session.close().await?;
+    Ok(seen)
+}
+
+async fn reply(demo: &Demo, delivered: &[u8], text: &[u8]) -> anyhow::Result<()> {
+    let directory = demo.gateway().network.as_ref().and_then(mix::node::network::Network::directory);
+    let surbs = correspondent::reply_blocks(delivered)?;
+    correspondent::answer(text, &surbs, &*directory.context("no directory is in force")?).await
+}
+
+async fn answered(demo: &Demo, seen: &BTreeSet<String>) -> anyhow::Result<Vec<u8>> {
+    loop {
+        let mut session = pop3::Session::open(demo.pop3(), demo.login()).await?;
+        let answer = session.first_other_than(seen).await?;
+        session.close().await?;
+        match answer {
+            Some(answer) => return Ok(answer),
+            None => sleep(LOOK_AGAIN).await,
+        }
+    }
+}
+
+/// Prints octets as they are between two marker lines.
+fn show(what: &str, octets: &[u8]) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "----- begin {what} -----")?;
+    out.write_all(octets)?;
+    writeln!(out, "----- end {what} -----")?;
+    Ok(out.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_crlf;
+
+    #[test]
+    fn lines_end_with_crlf_whatever_the_file_has() {
+        assert_eq!(with_crlf(b"a\nb\r\n\nc"), b"a\r\nb\r\n\r\nc\r\n");
+    }
+}

@@ -1,0 +1,84 @@
+//! What the gateway provides to its two doors: which exits there are, where mail is kept, who has a mailbox.
+
+use std::sync::Arc;
+
+use mix::crypto::Digest;
+use mix::deliver::mbox::{LocalMailboxes, NotDelivered};
+use mix::node::World;
+use mix::node::network::Network;
+use mix::node::sender;
+use mix::path::ExitAddress;
+use mix::store::inbox::{self, Arrival};
+use mix::store::outbox::{self, Mail};
+use mix::store::{Db, StoreError};
+use smtp_in::policy::{Exits, NoExit, Outbox};
+use tokio::sync::Notify;
+
+use crate::accounts::Accounts;
+
+/// The exits of the directory in force.
+pub(crate) struct KnownExits {
+    pub(crate) network: Network,
+    pub(crate) world: World,
+}
+
+impl KnownExits {
+    fn largest_for(&self, to: &ExitAddress) -> Result<u64, NoExit> {
+        let directory = self.network.directory().ok_or(NoExit::NoNetwork)?;
+        let now = self.world.now();
+        let largest = match to {
+            ExitAddress::Smtp(_) => sender::largest_mail(&directory, now),
+            ExitAddress::Mbox { server: Some(server), .. } => sender::largest_for(&directory, server, now),
+            ExitAddress::Mbox { server: None, .. } | ExitAddress::Drop | ExitAddress::Raw { .. } => None,
+        };
+        largest.ok_or(NoExit::Unsupported)
+    }
+}
+
+impl Exits for KnownExits {
+    fn accepts(&self, to: &ExitAddress, message_len: usize) -> Result<(), NoExit> {
+        let limit = self.largest_for(to)?;
+        if message_len as u64 > limit { Err(NoExit::TooLarge { limit }) } else { Ok(()) }
+    }
+
+    fn largest(&self) -> u64 {
+        let directory = self.network.directory();
+        directory.and_then(|directory| sender::largest_mail(&directory, self.world.now())).unwrap_or(u64::MAX)
+    }
+}
+
+/// The outbox, and the bell that wakes the sender.
+pub(crate) struct WatchedOutbox {
+    pub(crate) db: Db,
+    pub(crate) bell: Arc<Notify>,
+}
+
+impl Outbox for WatchedOutbox {
+    fn keep(&self, mails: Vec<Mail>) -> Result<(), StoreError> {
+        self.db.write(move |tx| outbox::push(tx, &mails))?;
+        self.bell.notify_one();
+        Ok(())
+    }
+}
+
+/// The inbox of the identities, for the exit in the same process.
+pub(crate) struct Inbox {
+    pub(crate) db: Db,
+    pub(crate) accounts: Accounts,
+    pub(crate) bell: Arc<Notify>,
+    pub(crate) world: World,
+}
+
+impl LocalMailboxes<Arrival> for Inbox {
+    fn deliver(&self, name: &str, delivery_key: &Digest, arrival: &Arrival) -> Result<(), NotDelivered> {
+        if !self.accounts.contains(name) {
+            return Err(NotDelivered::UnknownName);
+        }
+        let (name, key, arrival, now) = (name.to_owned(), *delivery_key, arrival.clone(), self.world.now());
+        self.db
+            .write(move |tx| inbox::put(tx, &key, &name, &arrival, now))
+            .map_err(|e| NotDelivered::Unavailable(Box::new(e)))?;
+        self.bell.notify_one();
+        Ok(())
+    }
+}

@@ -1,0 +1,384 @@
+//! Puts the roles together, in the order in which they need each other, and takes them apart again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mix::crypto::KeyId;
+use mix::directory::Descriptor;
+use mix::node::directory::{DirectoryError, DirectoryServer};
+use mix::node::keys::{self, KeyError};
+use mix::node::network::{InvalidNetwork, Network};
+use mix::node::sender::{Sender, Style};
+use mix::node::{Counters, Counts, Node, NodeError, Parts, RunningNode, Sending, World};
+use mix::path::{ExitAddress, InvalidAddress, InvalidPathSpec};
+use mix::store::db::private_folder;
+use mix::store::inbox::Arrival;
+use mix::store::queue;
+use mix::store::{Db, GATEWAY_SCHEMAS, StoreError, keyring};
+use pop_out::collector;
+use pop_out::maildrop;
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::accounts::Accounts;
+use crate::config::{Config, GatewayConfig, IdentityConfig};
+use crate::doors::{Inbox, KnownExits, WatchedOutbox};
+
+/// The longest time between two looks at the inbox.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
+
+/// Why a process could not be started. The operator must mend what is named.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Nothing to do.
+    #[error("no role is enabled: set gateway.enabled, node.enabled or directory.enabled")]
+    NoRole,
+    /// A port.
+    #[error("listening at {address} ({role})")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What for.
+        role: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The directory server.
+    #[error("the directory server")]
+    Directory(#[from] DirectoryError),
+    /// Its key.
+    #[error("the key of the directory server")]
+    DirectoryKey(#[from] KeyError),
+    /// The node.
+    #[error("the node")]
+    Node(#[from] NodeError),
+    /// `[network]`.
+    #[error("network")]
+    Network(#[from] InvalidNetwork),
+    /// A gateway without a directory knows no mixes.
+    #[error("network.directory must name a directory server: a gateway needs to know who the mixes are")]
+    NoDirectory,
+    /// The database of the gateway.
+    #[error("the mail of the gateway")]
+    Store(#[from] StoreError),
+    /// `gateway.sender`.
+    #[error("gateway.sender.path or gateway.sender.reply_path")]
+    Path(#[from] InvalidPathSpec),
+    /// `gateway.smtp`.
+    #[error("gateway.smtp")]
+    Smtp(#[from] smtp_in::error::NotServing),
+    /// An identity that nobody could log in as.
+    #[error("gateway.identities: {name:?} needs a name and a password of its own")]
+    Identity {
+        /// Which.
+        name: String,
+    },
+    /// Where answers to an identity arrive.
+    #[error("gateway.identities: reply_to of {name}")]
+    ReplyTo {
+        /// Which.
+        name: String,
+        /// What is wrong.
+        source: InvalidAddress,
+    },
+    /// The interval of the sender is zero.
+    #[error("gateway.sender.interval must be longer than nothing")]
+    Interval,
+}
+
+/// The process. See [`Gateway::start`].
+#[derive(Debug)]
+pub struct Gateway;
+
+/// A directory server that runs.
+#[derive(Clone, Debug)]
+pub struct RunningDirectory {
+    /// Its base URL.
+    pub url: String,
+    /// Who signs: what goes into `network.directory_key` of others.
+    pub key_id: KeyId,
+}
+
+/// A process that runs. Dropping it stops it without waiting; [`Running::stop`] waits.
+#[derive(Debug)]
+pub struct Running {
+    /// Where mail clients hand mail in.
+    pub smtp: Option<SocketAddr>,
+    /// Where mail clients fetch mail.
+    pub pop3: Option<SocketAddr>,
+    /// Where other mixes hand packets in.
+    pub mmtp: Option<SocketAddr>,
+    /// What the node says of itself.
+    pub descriptor: Option<Arc<Descriptor>>,
+    /// The directory server.
+    pub directory: Option<RunningDirectory>,
+    /// Who the mixes are, for those who send.
+    pub network: Option<Network>,
+    /// The gateway's mail: outbox, inbox, maildrops.
+    pub mail: Option<Db>,
+    counters: Counters,
+    stop: CancellationToken,
+    node: Option<RunningNode>,
+    sending: Option<Sending>,
+    directory_server: Option<mix::node::directory::Running>,
+    tasks: JoinSet<()>,
+}
+
+impl Gateway {
+    /// Starts the roles that `config` enables; returns when all of them serve.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing runs then.
+    pub async fn start(config: Config) -> Result<Running, StartError> {
+        Self::start_in(config, World::real()).await
+    }
+
+    /// As [`Gateway::start`], with time and chance from `world`.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub async fn start_in(config: Config, world: World) -> Result<Running, StartError> {
+        if !(config.gateway.enabled || config.node.enabled || config.directory.enabled) {
+            return Err(StartError::NoRole);
+        }
+        let mut running = Running {
+            smtp: None,
+            pop3: None,
+            mmtp: None,
+            descriptor: None,
+            directory: None,
+            network: None,
+            mail: None,
+            counters: Counters::default(),
+            stop: CancellationToken::new(),
+            node: None,
+            sending: None,
+            directory_server: None,
+            tasks: JoinSet::new(),
+        };
+        match running.start_roles(config, world).await {
+            Ok(()) => Ok(running),
+            Err(e) => {
+                running.stop().await;
+                Err(e)
+            }
+        }
+    }
+}
+
+/// What the gateway's parts share.
+struct Mailroom {
+    db: Db,
+    accounts: Accounts,
+    reply_to: BTreeMap<String, ExitAddress>,
+    inbox_bell: Arc<Notify>,
+}
+
+impl Running {
+    /// What has been done since the start, in numbers.
+    pub fn counts(&self) -> Counts {
+        self.counters.snapshot()
+    }
+
+    /// The queues of the node, if this process is one.
+    pub fn pool(&self) -> Option<&Db> {
+        self.node.as_ref().map(|node| &node.db)
+    }
+
+    /// Stops all roles and waits until they have: what was taken is on disk.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(e) = ended {
+                error!(error = %e, "a service failed");
+            }
+        }
+        if let Some(sending) = self.sending.take() {
+            sending.ended().await;
+        }
+        if let Some(node) = self.node.take() {
+            node.ended().await;
+        }
+        if let Some(server) = self.directory_server.take()
+            && let Err(e) = server.stopped().await
+        {
+            error!(error = %e, "the directory server failed");
+        }
+        if let Some(mail) = self.mail.take() {
+            mail.close();
+        }
+    }
+
+    async fn start_roles(&mut self, config: Config, world: World) -> Result<(), StartError> {
+        if config.directory.enabled {
+            self.start_directory(&config, &world).await?;
+        }
+        if !config.network.directory.is_empty() && config.gateway.enabled {
+            let file = config.gateway.home.join("directory");
+            private_folder(&config.gateway.home)?;
+            self.network = Some(Network::new(config.network.clone(), file, world.clone())?);
+        }
+        let mailroom = if config.gateway.enabled { Some(mailroom(&config.gateway, &world)?) } else { None };
+        let parts = Parts {
+            world: world.clone(),
+            counters: self.counters.clone(),
+            mailboxes: mailroom.as_ref().map(|mailroom| mailboxes(mailroom, &world)),
+            network: config.network.clone(),
+            stop: self.stop.clone(),
+        };
+        if config.node.enabled {
+            let node = Node::start(&config.node, parts.clone()).await?;
+            self.mmtp = Some(node.address);
+            self.descriptor = Some(Arc::clone(&node.descriptor));
+            self.node = Some(node);
+        }
+        if let Some(mailroom) = mailroom {
+            self.start_gateway(&config.gateway, mailroom, parts).await?;
+        }
+        Ok(())
+    }
+
+    async fn start_directory(&mut self, config: &Config, world: &World) -> Result<(), StartError> {
+        let directory = &config.directory;
+        let key = keys::load_or_make_identity(&directory.home, &mut world.dice())?;
+        let listener = bind(directory.listen, "directory").await?;
+        let now = world.clone();
+        let server = DirectoryServer::start(directory, listener, key, move || now.now(), self.stop.child_token())?;
+        let url = directory.url.clone();
+        info!(address = %server.address(), key = %server.key_id(), "the directory server is up");
+        self.directory = Some(RunningDirectory { url, key_id: server.key_id() });
+        self.directory_server = Some(server);
+        Ok(())
+    }
+
+    async fn start_gateway(
+        &mut self,
+        config: &GatewayConfig,
+        mailroom: Mailroom,
+        parts: Parts,
+    ) -> Result<(), StartError> {
+        let network = self.network.clone().ok_or(StartError::NoDirectory)?;
+        let sender = &config.sender;
+        if sender.interval.is_zero() {
+            return Err(StartError::Interval);
+        }
+        let style = Style::new(&sender.path, &sender.reply_path, sender.reply_block_lifetime)?;
+        let pop3 = bind(config.pop.listen.address(), "POP3").await?;
+        let Mailroom { db, accounts, reply_to, inbox_bell } = mailroom;
+        let outbox_bell = Arc::new(Notify::new());
+        let world = parts.world.clone();
+
+        let house = smtp_in::policy::House {
+            exits: Arc::new(KnownExits { network: network.clone(), world: world.clone() }),
+            accounts: Arc::new(accounts.clone()),
+            outbox: Arc::new(WatchedOutbox { db: db.clone(), bell: Arc::clone(&outbox_bell) }),
+        };
+        let door = smtp_in::server::Server::bind(&config.smtp, house).await?;
+        self.smtp = Some(door.address());
+        self.pop3 = local_address(&pop3, "POP3")?;
+        self.tasks.spawn(door.run(self.stop.clone()));
+        let maildrops = maildrop::Store::new(db.clone());
+        let door = pop_out::server::Server::new(accounts, maildrops, (&config.pop).into());
+        self.tasks.spawn(door.serve(pop3, self.stop.clone()));
+        self.tasks.spawn(collect(db.clone(), inbox_bell, world.clone(), self.stop.clone()));
+        self.tasks.spawn(network.clone().run(self.stop.clone()));
+        let pool = match &self.node {
+            // Own mail goes through the own pool, and leaves in batches with the packets of others.
+            Some(node) => node.db.clone(),
+            None => {
+                self.sending = Some(Sending::start(db.clone(), sender.interval, sender.outgoing.clone(), parts));
+                db.clone()
+            }
+        };
+        let sender = Sender {
+            db: db.clone(),
+            pool,
+            network,
+            style,
+            reply_to,
+            bell: outbox_bell,
+            counters: self.counters.clone(),
+            world,
+        };
+        self.tasks.spawn(sender.run(self.stop.clone()));
+        self.mail = Some(db);
+        info!("the gateway is up");
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Opens the gateway's database and makes a key for each identity that has none.
+fn mailroom(config: &GatewayConfig, world: &World) -> Result<Mailroom, StartError> {
+    check_identities(&config.identities)?;
+    let schemas: Vec<_> = GATEWAY_SCHEMAS.into_iter().chain([queue::SCHEMA, maildrop::SCHEMA]).collect();
+    let db = Db::open(&config.home.join("gateway.db"), &schemas)?;
+    let mut reply_to = BTreeMap::new();
+    for identity in &config.identities {
+        let (name, now, mut dice) = (identity.name.clone(), world.now(), world.dice());
+        db.write(move |tx| keyring::ensure(tx, &name, now, &mut dice))?;
+        if !identity.reply_to.is_empty() {
+            let address = ExitAddress::parse(&identity.reply_to)
+                .map_err(|source| StartError::ReplyTo { name: identity.name.clone(), source })?;
+            reply_to.insert(identity.name.clone(), address);
+        }
+    }
+    Ok(Mailroom { db, accounts: Accounts::new(&config.identities), reply_to, inbox_bell: Arc::new(Notify::new()) })
+}
+
+fn check_identities(identities: &[IdentityConfig]) -> Result<(), StartError> {
+    let mut names = BTreeSet::new();
+    for identity in identities {
+        if identity.name.is_empty() || identity.password.is_empty() || !names.insert(&identity.name) {
+            return Err(StartError::Identity { name: identity.name.clone() });
+        }
+    }
+    Ok(())
+}
+
+fn mailboxes(mailroom: &Mailroom, world: &World) -> Arc<dyn mix::deliver::mbox::LocalMailboxes<Arrival>> {
+    Arc::new(Inbox {
+        db: mailroom.db.clone(),
+        accounts: mailroom.accounts.clone(),
+        bell: Arc::clone(&mailroom.inbox_bell),
+        world: world.clone(),
+    })
+}
+
+/// Moves what arrives into the maildrops, decoded.
+async fn collect(db: Db, bell: Arc<Notify>, world: World, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        let (db, now, mut dice) = (db.clone(), world.now(), world.dice());
+        let collected = tokio::task::spawn_blocking(move || collector::run_once(&db, now, &mut dice)).await;
+        match collected {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => error!(error = %e, "what arrived cannot be put into the maildrops"),
+            Err(e) => error!(error = %e, "what arrived cannot be opened"),
+        }
+        tokio::select! {
+            () = bell.notified() => {}
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+}
+
+async fn bind(address: SocketAddr, role: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, role, source })
+}
+
+fn local_address(listener: &TcpListener, role: &'static str) -> Result<Option<SocketAddr>, StartError> {
+    let unknown = |source| StartError::Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), role, source };
+    listener.local_addr().map(Some).map_err(unknown)
+}
