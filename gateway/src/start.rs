@@ -20,6 +20,7 @@ use mix::store::queue;
 use mix::store::{Db, GATEWAY_SCHEMAS, StoreError, keyring};
 use pop_out::collector;
 use pop_out::maildrop;
+use smtp_in::error::NotServing;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -72,7 +73,7 @@ pub enum StartError {
     Path(#[from] InvalidPathSpec),
     /// `gateway.smtp`.
     #[error("gateway.smtp")]
-    Smtp(#[from] smtp_in::error::NotServing),
+    Smtp(#[from] NotServing),
     /// An identity that nobody could log in as.
     #[error("gateway.identities: {name:?} needs a name and a password of its own")]
     Identity {
@@ -90,6 +91,27 @@ pub enum StartError {
     /// The interval of the sender is zero.
     #[error("gateway.sender.interval must be longer than nothing")]
     Interval,
+}
+
+impl StartError {
+    /// Whether it is the configuration that must be mended, and not a port, a disk or the like.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::NoRole
+            | Self::Network(_)
+            | Self::NoDirectory
+            | Self::Path(_)
+            | Self::Identity { .. }
+            | Self::ReplyTo { .. }
+            | Self::Interval
+            | Self::Smtp(NotServing::Config(_)) => true,
+            Self::Directory(e) => !matches!(e, DirectoryError::Files(_) | DirectoryError::Listener(_)),
+            Self::Node(e) => e.is_configuration(),
+            Self::Listen { .. } | Self::DirectoryKey(_) | Self::Store(_) | Self::Smtp(NotServing::Listen { .. }) => {
+                false
+            }
+        }
+    }
 }
 
 /// The process. See [`Gateway::start`].

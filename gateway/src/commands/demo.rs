@@ -57,6 +57,9 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 pub(super) async fn run(arguments: DemoArguments) -> Result<(), Failed> {
     log::init(config::LogLevel::Error);
+    let story =
+        arguments.send.map(|mail| Story::read(&mail, arguments.to, arguments.reply.as_deref(), arguments.timeout));
+    let story = story.transpose()?;
     let options = Options {
         nodes: arguments.nodes.into(),
         smtp: arguments.smtp,
@@ -71,14 +74,11 @@ pub(super) async fn run(arguments: DemoArguments) -> Result<(), Failed> {
     if let Some(file) = &arguments.ready {
         demo.announce(file)?;
     }
-    let ended = match arguments.send {
-        Some(mail) => {
-            let story = Story { mail, to: arguments.to, reply: arguments.reply, timeout: arguments.timeout };
-            tokio::select! {
-                told = story.tell(&demo) => told.map_err(Failed::from),
-                stopped = asked_to_stop() => Ok(stopped?),
-            }
-        }
+    let ended = match story {
+        Some(story) => tokio::select! {
+            told = story.tell(&demo) => told.map_err(Failed::from),
+            stopped = asked_to_stop() => Ok(stopped?),
+        },
         None => {
             demo.explain();
             tokio::select! {

@@ -35,7 +35,9 @@ pub(super) async fn run(arguments: RunArguments) -> Result<(), Failed> {
     let loaded = mixgate_conf::load::<Config>(Some(&arguments.config), environment, &RESERVED, &arguments.settings);
     let config = loaded.map_err(Failed::configuration)?;
     log::init(config.log.level);
-    let running = Gateway::start(config).await.map_err(Failed::configuration)?;
+    let running = Gateway::start(config)
+        .await
+        .map_err(|e| if e.is_configuration() { Failed::configuration(e) } else { Failed::from(e) })?;
     asked_to_stop().await?;
     tracing::info!("stopping");
     running.stop().await;

@@ -23,30 +23,32 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 const ANSWER: &str = "Your message has arrived. This answer came back through its reply block.\n";
 
 /// What is to be sent and answered.
-#[derive(Debug)]
 pub(crate) struct Story {
-    /// The mail.
-    pub(crate) mail: PathBuf,
-    /// Its recipients; those in its headers if there are none.
-    pub(crate) to: Vec<String>,
-    /// The answer.
-    pub(crate) reply: Option<PathBuf>,
-    /// How long each step may take.
-    pub(crate) timeout: Duration,
+    mail: Vec<u8>,
+    recipients: Vec<String>,
+    answer: Vec<u8>,
+    timeout: Duration,
 }
 
 impl Story {
+    /// Reads the mail and the answer. Recipients are those of the mail's headers if `to` is empty; each step may take
+    /// `timeout`.
+    pub(crate) fn read(mail: &Path, to: Vec<String>, answer: Option<&Path>, timeout: Duration) -> anyhow::Result<Self> {
+        let octets = read(mail)?;
+        let recipients = if to.is_empty() { recipients_of(&octets) } else { to };
+        if recipients.is_empty() {
+            bail!("{} names no recipient; give one with --to", mail.display());
+        }
+        let answer = answer.map_or_else(|| Ok(ANSWER.into()), read)?;
+        Ok(Self { mail: octets, recipients, answer, timeout })
+    }
+
     /// Tells the story; fails with the name of the step that did not come.
     pub(crate) async fn tell(&self, demo: &Demo) -> anyhow::Result<()> {
-        let mail = read(&self.mail)?;
-        let answer = match &self.reply {
-            Some(path) => read(path)?,
-            None => ANSWER.into(),
-        };
-        let recipients = self.recipients(&mail)?;
+        let Self { mail, recipients, answer, .. } = self;
         let known: BTreeSet<PathBuf> = demo.outside().arrived()?.into_iter().collect();
 
-        self.step("handing the mail in over SMTP", submit(demo, &mail, &recipients)).await?;
+        self.step("handing the mail in over SMTP", submit(demo, mail, recipients)).await?;
         let delivered = self.step("delivery to the outside world", arrival(demo, &known, recipients.len())).await?;
         for message in &delivered {
             show("delivered message", message)?;
@@ -54,23 +56,9 @@ impl Story {
 
         let seen = self.step("looking into the maildrop over POP3", maildrop(demo)).await?;
         let first = delivered.first().context("nothing was delivered")?;
-        self.step("answering through the reply block", reply(demo, first, &answer)).await?;
+        self.step("answering through the reply block", reply(demo, first, answer)).await?;
         let answered = self.step("the answer in the maildrop over POP3", answered(demo, &seen)).await?;
         show("answer", &answered)
-    }
-
-    fn recipients(&self, mail: &[u8]) -> anyhow::Result<Vec<String>> {
-        if !self.to.is_empty() {
-            return Ok(self.to.clone());
-        }
-        let parsed = MessageParser::default().parse(mail).context("the mail has no headers")?;
-        let lists = [parsed.to(), parsed.cc(), parsed.bcc()];
-        let found = lists.into_iter().flatten().flat_map(|list| list.clone().into_list());
-        let recipients: Vec<String> = found.filter_map(|one| one.address.map(|address| address.to_string())).collect();
-        if recipients.is_empty() {
-            bail!("{} names no recipient; give one with --to", self.mail.display());
-        }
-        Ok(recipients)
     }
 
     async fn step<T>(&self, name: &str, step: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
@@ -80,6 +68,14 @@ impl Story {
             Err(_) => bail!("step did not come within {within}: {name}"),
         }
     }
+}
+
+/// Who the headers of a mail name: To, Cc, Bcc.
+fn recipients_of(mail: &[u8]) -> Vec<String> {
+    let Some(parsed) = MessageParser::default().parse(mail) else { return Vec::new() };
+    let lists = [parsed.to(), parsed.cc(), parsed.bcc()];
+    let named = lists.into_iter().flatten().flat_map(|list| list.clone().into_list());
+    named.filter_map(|one| one.address.map(|address| address.to_string())).collect()
 }
 
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {

@@ -274,15 +274,14 @@ impl ExitService {
     }
 }
 
-/// What makes two attempts at one delivery known as such, however the process ended in between: what is delivered, to
-/// whom.
+/// What makes two attempts at one delivery known as such, however the process ended in between: its place in the queue,
+/// which no other delivery ever gets, and the content. The content alone would not do: people do send the same text
+/// twice.
 fn delivery_key(item: &ExitItem) -> Digest {
+    let place = item.id.0.to_be_bytes();
     match &item.content {
-        Queued::Payload { handle, payload } => {
-            let handle = handle.as_ref().map_or(&[][..], |handle| &handle.0);
-            sha1(&[&item.address, &[0], handle, &payload.as_bytes()[..]])
-        }
-        Queued::Message(compressed) => sha1(&[&item.address, &[1], compressed]),
+        Queued::Payload { payload, .. } => sha1(&[&place, &[0], &payload.as_bytes()[..]]),
+        Queued::Message(compressed) => sha1(&[&place, &[1], compressed]),
     }
 }
 

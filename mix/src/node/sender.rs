@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use rand::seq::SliceRandom;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::{debug, error};
 
 use super::clock::{Dice, World};
 use super::counters::Counters;
@@ -149,9 +149,7 @@ impl Sender {
                 this.inject_all().await?;
             }
             Ok(Err(why)) => {
-                if attempts == 0 {
-                    warn!("a mail waits in the outbox: it cannot be packed yet");
-                }
+                debug!("a mail waits in the outbox: it cannot be packed yet");
                 this.counters.unsendable(1);
                 let pause = PAUSE.0.saturating_mul(1 << attempts.min(16)).min(PAUSE.1);
                 let why = super::network::describe(&why);

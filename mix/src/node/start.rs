@@ -95,6 +95,28 @@ pub enum NodeError {
     },
 }
 
+impl NodeError {
+    /// Whether it is the configuration that must be mended, and not a port, a disk or the like.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Nickname(_)
+            | Self::Host(_)
+            | Self::Mixing(_)
+            | Self::Interval
+            | Self::Descriptor(_)
+            | Self::ReturnAddress(_)
+            | Self::Smtp(_)
+            | Self::NoMailboxes => true,
+            Self::Keys(_)
+            | Self::PacketKey(_)
+            | Self::Store(_)
+            | Self::Link(_)
+            | Self::Listen(_)
+            | Self::Publish { .. } => false,
+        }
+    }
+}
+
 /// What a node is given beside its settings.
 #[derive(Clone)]
 pub struct Parts {
