@@ -332,3 +332,179 @@ fn write_mail(way: &SmtpWay, to: &Mailbox, content: Queued, world: &World) -> Op
     };
     Some(way.writer.write(to, heading, content, world.now(), &mut dice))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::packet::build::Exit;
+    use crate::packet::{Handle, Payload};
+    use crate::payload::compress::compress;
+    use crate::payload::{Capacity, encode};
+    use crate::store::NODE_SCHEMAS;
+    use crate::store::queue::pool::{self, PoolItem};
+
+    /// What the mailbox of `frida` got, each with its delivery key.
+    #[derive(Default)]
+    struct Mailbox(Mutex<Vec<(Digest, Arrival)>>);
+
+    impl LocalMailboxes<Arrival> for Mailbox {
+        fn deliver(&self, name: &str, key: &Digest, arrival: &Arrival) -> Result<(), NotDelivered> {
+            if name != "frida" {
+                return Err(NotDelivered::UnknownName);
+            }
+            self.0.lock().unwrap().push((*key, arrival.clone()));
+            Ok(())
+        }
+    }
+
+    impl Mailbox {
+        fn messages(&self) -> Vec<Vec<u8>> {
+            let arrived = self.0.lock().unwrap();
+            let message = |arrival: &Arrival| match arrival {
+                Arrival::Message(message) => message.clone(),
+                Arrival::Payload { .. } => panic!("a payload"),
+            };
+            arrived.iter().map(|(_, arrival)| message(arrival)).collect()
+        }
+    }
+
+    struct Exited {
+        service: ExitService,
+        mailbox: Arc<Mailbox>,
+        _home: tempfile::TempDir,
+    }
+
+    fn exit() -> Exited {
+        let home = tempfile::tempdir().unwrap();
+        let mailbox = Arc::new(Mailbox::default());
+        let service = ExitService {
+            db: Db::open(&home.path().join("node/node.db"), &NODE_SCHEMAS).unwrap(),
+            bell: Arc::default(),
+            counters: Counters::default(),
+            world: World::real(),
+            stop: CancellationToken::new(),
+            smtp: None,
+            mbox: Some(Arc::new(MboxWay { mailboxes: mailbox.clone(), max_size: 100_000 })),
+            fragments: FragmentsConfig { enabled: true, max_size: 200_000, ..FragmentsConfig::default() },
+        };
+        Exited { service, mailbox, _home: home }
+    }
+
+    impl Exited {
+        fn queue(&self, exit_type: RoutingType, name: &str, message: &[u8]) {
+            let (name, compressed) = (name.as_bytes().to_vec(), compress(message));
+            let queued = move |tx: &crate::store::Tx<'_>| queue::insert_message(tx, exit_type, &name, &compressed);
+            self.service.db.write(queued).unwrap();
+        }
+
+        fn queue_payload(&self, exit_type: RoutingType, handle: Option<Handle>, payload: Payload) {
+            let item = PoolItem::Deliver { exit_type, address: Vec::new(), handle, payload };
+            let step = move |tx: &crate::store::Tx<'_>| {
+                let id = pool::insert(tx, &item)?;
+                pool::release(tx, &[id], None)
+            };
+            self.service.db.write(step).unwrap();
+        }
+
+        fn due(&self) -> Vec<ExitItem> {
+            let now = self.service.world.now();
+            self.service.db.read(|view| queue::due(view, now, 1000)).unwrap()
+        }
+
+        async fn deliver_all(&self) {
+            while !self.due().is_empty() {
+                self.service.deliver_all(self.due()).await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn same_text_sent_twice_arrives_twice_under_two_keys() {
+        let exited = exit();
+        exited.queue(RoutingType::MBOX, "frida", b"\nsame");
+        exited.queue(RoutingType::MBOX, "frida", b"\nsame");
+        exited.deliver_all().await;
+        let arrived = exited.mailbox.0.lock().unwrap();
+        assert_eq!(arrived.len(), 2);
+        assert_ne!(arrived[0].0, arrived[1].0, "the second would be taken for the first, tried again");
+    }
+
+    #[tokio::test]
+    async fn delivery_tried_again_has_the_key_of_the_first_try() {
+        let exited = exit();
+        exited.queue(RoutingType::MBOX, "frida", b"\ntext");
+        let due = || exited.due().remove(0);
+        assert_eq!(delivery_key(&due()), delivery_key(&due()));
+    }
+
+    #[tokio::test]
+    async fn message_for_nobody_is_dropped_and_counted() {
+        let exited = exit();
+        exited.queue(RoutingType::MBOX, "nobody", b"\ntext");
+        exited.queue(RoutingType::SMTP, "frida@example.org", b"\nno mail server is configured");
+        exited.queue(RoutingType(0x1234), "frida", b"\nno such exit type");
+        exited.deliver_all().await;
+        assert_eq!(exited.service.counters.snapshot().undeliverable, 3);
+        assert_eq!(exited.mailbox.messages(), Vec::<Vec<u8>>::new());
+    }
+
+    #[tokio::test]
+    async fn message_larger_than_the_mailbox_takes_is_dropped() {
+        let exited = exit();
+        exited.queue(RoutingType::MBOX, "frida", &[b'a'; 100_001]);
+        exited.queue(RoutingType::MBOX, "frida", &[b'a'; 100_000]);
+        exited.deliver_all().await;
+        assert_eq!(exited.mailbox.messages(), vec![vec![b'a'; 100_000]]);
+        assert_eq!(exited.service.counters.snapshot().undeliverable, 1);
+    }
+
+    #[tokio::test]
+    async fn fragments_in_any_order_become_one_message() {
+        let exited = exit();
+        let mut dice = exited.service.world.dice();
+        let noise = Payload::random(&mut dice);
+        let message = [b"\n", &noise.as_bytes()[..], &noise.as_bytes()[..], b"end"].concat();
+        let frida = Exit { exit_type: RoutingType::MBOX, address: b"frida".to_vec() };
+        let payloads = encode::encode(&message, Capacity::Plain, Some(&frida), &mut dice).unwrap();
+        assert!(payloads.len() > 2);
+        for payload in payloads.into_iter().rev() {
+            exited.queue_payload(RoutingType::FRAGMENT, None, payload.into_payload().unwrap());
+        }
+        exited.deliver_all().await;
+        assert_eq!(exited.mailbox.messages(), vec![message]);
+    }
+
+    #[tokio::test]
+    async fn payload_that_is_no_fragment_is_dropped_where_fragments_are_expected() {
+        let exited = exit();
+        let payload = Payload::random(&mut exited.service.world.dice());
+        exited.queue_payload(RoutingType::FRAGMENT, None, payload);
+        exited.deliver_all().await;
+        assert_eq!(exited.service.counters.snapshot().undeliverable, 1);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_delivered_now_is_postponed_and_given_up_at_the_end_of_the_schedule() {
+        /// A mailbox whose disk is full.
+        struct Full;
+        impl LocalMailboxes<Arrival> for Full {
+            fn deliver(&self, _: &str, _: &Digest, _: &Arrival) -> Result<(), NotDelivered> {
+                Err(NotDelivered::Unavailable("full".into()))
+            }
+        }
+        let Exited { mut service, _home, .. } = exit();
+        service.mbox = Some(Arc::new(MboxWay { mailboxes: Arc::new(Full), max_size: 1000 }));
+        let began = service.world.now();
+        service.db.write(|tx| queue::insert_message(tx, RoutingType::MBOX, b"frida", &compress(b"\ntext"))).unwrap();
+        let due_at = |service: &ExitService, now| service.db.read(|view| queue::due(view, now, 10)).unwrap();
+        service.deliver_all(due_at(&service, began)).await;
+        assert!(due_at(&service, began + Duration::from_secs(30)).is_empty(), "postponed for a minute");
+        let later = began + Duration::from_secs(25 * 3600);
+        service.world = World::new(move || later, || World::real().dice());
+        service.deliver_all(due_at(&service, later)).await;
+        assert_eq!(service.counters.snapshot().undeliverable, 1);
+        assert_eq!(service.db.read(queue::count).unwrap(), 0);
+    }
+}

@@ -244,3 +244,120 @@ fn next_batch(fed: &Mutex<Receiver<(IncomingId, Packet)>>) -> Option<Vec<(Incomi
     }
     Some(batch)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::KeyId;
+    use crate::crypto::pk::PrivateKey;
+    use crate::node::World;
+    use crate::packet::build::{Exit, Hop, forward};
+    use crate::packet::{HostName, HostRoute, PACKET_LEN, Payload, RoutingType};
+    use crate::store::NODE_SCHEMAS;
+    use crate::store::queue::pool;
+
+    struct Mix {
+        worker: Worker,
+        hop: Hop,
+        home: tempfile::TempDir,
+    }
+
+    fn open(home: &tempfile::TempDir) -> Db {
+        Db::open(&home.path().join("node/node.db"), &NODE_SCHEMAS).unwrap()
+    }
+
+    fn mix() -> Mix {
+        let key = PrivateKey::generate(2048, &mut World::real().dice()).unwrap();
+        let route = HostRoute { host: HostName::parse("a.example").unwrap(), port: 1, key_id: KeyId([1; 20]) };
+        let hop = Hop { packet_key: key.public_key(), route };
+        let home = tempfile::tempdir().unwrap();
+        let db = open(&home);
+        let worker = Worker {
+            db: db.clone(),
+            keys: Arc::new(RwLock::new(vec![Arc::new(PacketKey::new(&key).unwrap())])),
+            replay: ReplayLog::new(db),
+            counters: Counters::default(),
+            stop: CancellationToken::new(),
+        };
+        Mix { worker, hop, home }
+    }
+
+    impl Mix {
+        fn packet(&self, exit_type: RoutingType) -> Packet {
+            let mut dice = World::real().dice();
+            let payload = Payload::random(&mut dice);
+            let exit = Exit { exit_type, address: b"frida".to_vec() };
+            forward(&payload, &exit, &[self.hop.clone()], &[self.hop.clone()], &mut dice).unwrap()
+        }
+
+        /// Stores the packets as the listener does, and unwraps them in one batch.
+        fn unwrap(&self, packets: Vec<Packet>) {
+            let push = |packet: Packet| {
+                let stored = packet.clone();
+                (self.worker.db.write(move |tx| incoming::push(tx, &stored)).unwrap(), packet)
+            };
+            self.worker.unwrap(packets.into_iter().map(push).collect());
+        }
+
+        fn waiting(&self) -> (u64, u64) {
+            let count =
+                |count: fn(&crate::store::View<'_>) -> Result<u64, StoreError>| self.worker.db.read(count).unwrap();
+            (count(incoming::count), count(pool::count))
+        }
+    }
+
+    #[test]
+    fn good_packet_goes_from_the_incoming_to_the_pool() {
+        let mix = mix();
+        mix.unwrap(vec![mix.packet(RoutingType::MBOX)]);
+        assert_eq!(mix.waiting(), (0, 1));
+    }
+
+    #[test]
+    fn replayed_packet_is_dropped_in_one_batch_in_the_next_and_after_a_restart() {
+        let mut mix = mix();
+        let packet = mix.packet(RoutingType::MBOX);
+        mix.unwrap(vec![packet.clone(), packet.clone()]);
+        assert_eq!(mix.waiting(), (0, 1));
+        mix.unwrap(vec![packet.clone()]);
+        assert_eq!(mix.waiting(), (0, 1));
+        assert_eq!(mix.worker.counters.snapshot().replayed, 2);
+        mix.worker.db.close();
+        mix.worker.db = open(&mix.home);
+        mix.worker.replay = ReplayLog::new(mix.worker.db.clone());
+        mix.unwrap(vec![packet]);
+        assert_eq!(mix.waiting(), (0, 1));
+        assert_eq!(mix.worker.counters.snapshot().replayed, 3);
+    }
+
+    #[test]
+    fn nonsense_is_dropped_beside_good_packets() {
+        let mix = mix();
+        let nonsense = Packet::from_bytes(&[7; PACKET_LEN]).unwrap();
+        mix.unwrap(vec![nonsense.clone(), mix.packet(RoutingType::MBOX), nonsense]);
+        assert_eq!(mix.waiting(), (0, 1));
+        assert_eq!(mix.worker.counters.snapshot().invalid, 2);
+    }
+
+    #[tokio::test]
+    async fn packets_left_from_the_last_run_are_unwrapped_at_the_start() {
+        let Mix { worker, hop, home } = mix();
+        let mix = Mix { worker, hop, home };
+        let packets: Vec<Packet> = (0..3).map(|_| mix.packet(RoutingType::MBOX)).collect();
+        for packet in packets {
+            mix.worker.db.write(move |tx| incoming::push(tx, &packet)).unwrap();
+        }
+        let (db, stop) = (mix.worker.db.clone(), mix.worker.stop.clone());
+        let incoming = Incoming::new(db.clone(), Counters::default());
+        let (threads, feeder) = start(&incoming, mix.worker);
+        let unwrapped = async {
+            while db.read(pool::count).unwrap() < 3 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), unwrapped).await.expect("three packets in the pool");
+        stop.cancel();
+        feeder.await.unwrap();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+}

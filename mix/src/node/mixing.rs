@@ -81,3 +81,53 @@ impl Mixing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::DynamicPool;
+    use crate::packet::{HostName, HostRoute, NextHop, PACKET_LEN, Packet};
+    use crate::store::NODE_SCHEMAS;
+    use crate::store::queue::outgoing;
+    use crate::store::queue::pool::PoolItem;
+
+    fn relay(key_id: KeyId) -> PoolItem {
+        let next = NextHop::Host(HostRoute { host: HostName::parse("a.example").unwrap(), port: 1, key_id });
+        PoolItem::Relay { next, packet: Packet::from_bytes(&[5; PACKET_LEN]).unwrap() }
+    }
+
+    fn mixing(home: &tempfile::TempDir, pool: Pool) -> Mixing {
+        Mixing {
+            db: Db::open(&home.path().join("node/node.db"), &NODE_SCHEMAS).unwrap(),
+            pool,
+            interval: Duration::from_secs(600),
+            own: Some(KeyId([1; 20])),
+            bells: Bells::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn pool_keeps_its_minimum() {
+        let home = tempfile::tempdir().unwrap();
+        let mixing = mixing(&home, Pool::Cottrell(DynamicPool::new(5, 1.0).unwrap()));
+        for _ in 0..8 {
+            mixing.db.write(|tx| pool::insert(tx, &relay(KeyId([2; 20])))).unwrap();
+        }
+        let released = mixing.mix(World::real().dice()).await.unwrap();
+        assert_eq!((released.relays, released.own), (3, 0));
+        assert_eq!(mixing.db.read(pool::count).unwrap(), 5);
+        assert_eq!(mixing.db.read(outgoing::count).unwrap(), 3);
+    }
+
+    #[tokio::test]
+    async fn packets_for_the_node_itself_go_back_to_the_incoming_and_ring_there() {
+        let home = tempfile::tempdir().unwrap();
+        let mixing = mixing(&home, Pool::Timed);
+        mixing.db.write(|tx| pool::insert(tx, &relay(KeyId([1; 20])))).unwrap();
+        let released = mixing.mix(World::real().dice()).await.unwrap();
+        mixing.ring(released);
+        mixing.bells.incoming.notified().await;
+        assert_eq!(mixing.db.read(outgoing::count).unwrap(), 0, "never on the network");
+    }
+}

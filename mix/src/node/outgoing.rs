@@ -135,3 +135,75 @@ impl Outgoing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::crypto::KeyId;
+    use crate::node::retry::{RetrySchedule, RetryStep};
+    use crate::packet::{HostName, HostRoute, NextHop, PACKET_LEN, Packet};
+    use crate::store::NODE_SCHEMAS;
+    use crate::store::queue::pool::{self, PoolItem};
+
+    fn outgoing(home: &tempfile::TempDir, retry: Vec<RetryStep>) -> Outgoing {
+        Outgoing {
+            db: Db::open(&home.path().join("node/node.db"), &NODE_SCHEMAS).unwrap(),
+            config: OutgoingConfig { retry: RetrySchedule::new(retry), ..OutgoingConfig::default() },
+            connect: ConnectConfig::default(),
+            bell: Arc::default(),
+            counters: Counters::default(),
+            world: World::real(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// A port where nobody listens.
+    fn closed_port() -> u16 {
+        TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+    }
+
+    impl Outgoing {
+        fn queue(&self, port: u16, packets: usize) {
+            let key_id = KeyId([3; 20]);
+            let next = NextHop::Host(HostRoute { host: HostName::parse("127.0.0.1").unwrap(), port, key_id });
+            let packet = Packet::from_bytes(&[5; PACKET_LEN]).unwrap();
+            let item = PoolItem::Relay { next, packet };
+            let step = move |tx: &crate::store::Tx<'_>| {
+                let ids = (0..packets).map(|_| pool::insert(tx, &item)).collect::<Result<Vec<_>, _>>()?;
+                pool::release(tx, &ids, None)
+            };
+            self.db.write(step).unwrap();
+        }
+
+        fn due(&self) -> Vec<Destination> {
+            let now = self.world.now();
+            self.db.read(|view| outgoing::due_destinations(view, now)).unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn mix_that_is_away_is_tried_again_later_with_all_its_packets() {
+        let home = tempfile::tempdir().unwrap();
+        let hour = Duration::from_secs(3600);
+        let outgoing = outgoing(&home, vec![RetryStep { every: hour, during: hour }]);
+        outgoing.queue(closed_port(), 3);
+        let destination = outgoing.due().remove(0);
+        assert_eq!(destination.packets, 3);
+        outgoing.serve(destination).await.unwrap();
+        assert!(outgoing.due().is_empty(), "not before an hour is over");
+        assert_eq!(outgoing.db.read(outgoing::count).unwrap(), 3, "nothing is lost");
+        assert_eq!(outgoing.counters.snapshot().unreachable, 1, "one attempt for all packets");
+    }
+
+    #[tokio::test]
+    async fn packets_are_dropped_and_counted_when_the_schedule_is_over() {
+        let home = tempfile::tempdir().unwrap();
+        let outgoing = outgoing(&home, Vec::new());
+        outgoing.queue(closed_port(), 2);
+        outgoing.serve(outgoing.due().remove(0)).await.unwrap();
+        assert_eq!(outgoing.counters.snapshot().expired, 2);
+        assert_eq!(outgoing.db.read(outgoing::count).unwrap(), 0);
+    }
+}
