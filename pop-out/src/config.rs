@@ -17,10 +17,7 @@ pub struct PopConfig {
     pub listen: Loopback,
     /// How long a client may be silent, or take nothing of what it is sent, before its session ends. At least ten
     /// minutes, as RFC 1939 demands.
-    #[serde(
-        serialize_with = "jiff::fmt::serde::unsigned_duration::friendly::compact::required::serialize",
-        deserialize_with = "idle_timeout"
-    )]
+    #[serde(serialize_with = "humantime_serde::serialize", deserialize_with = "idle_timeout")]
     pub idle_timeout: Duration,
     /// How many connections are served at once; who comes then is turned away. A mail client holds a few.
     pub max_connections: NonZeroU16,
@@ -83,7 +80,7 @@ pub enum InvalidPopConfig {
 }
 
 fn idle_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let found = jiff::fmt::serde::unsigned_duration::friendly::compact::required::deserialize(deserializer)?;
+    let found: Duration = humantime_serde::deserialize(deserializer)?;
     checked_idle_timeout(found).map_err(de::Error::custom)
 }
 

@@ -4,7 +4,6 @@ use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use jiff::fmt::serde::unsigned_duration::friendly::compact::required as duration;
 use serde::{Deserialize, Serialize};
 
 use crate::error::InvalidConfig;
@@ -25,10 +24,10 @@ pub struct SmtpConfig {
     /// number other than the default tells this user's mails from those of others.
     pub reply_blocks: u8,
     /// How long a client may be silent. RFC 5321 4.5.3.2 asks for five minutes.
-    #[serde(with = "duration")]
+    #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
     /// How long a client may stay connected.
-    #[serde(with = "duration")]
+    #[serde(with = "humantime_serde")]
     pub session_timeout: Duration,
     /// Clients served at the same time; further ones are told to come again. Each may occupy several times `max_size`
     /// octets of memory.
