@@ -328,6 +328,8 @@ fn node_config(home: &Path, state: &State, node: &NodeState, i: usize, interval:
     // The last two are the exits.
     config.smtp.enabled = i + 2 >= state.nodes.len();
     config.smtp.max_size = MAX_SIZE;
+    // Nobody floods anybody here.
+    config.smtp.inflate_max = MAX_SIZE;
     config.smtp.retry = retry;
     config.smtp.server.host = "127.0.0.1".into();
     config.smtp.server.port = state.outside_smtp;

@@ -141,6 +141,9 @@ pub struct SmtpDeliveryConfig {
     pub enabled: bool,
     /// The largest message, in octets after decompression.
     pub max_size: u64,
+    /// A message that grows more than twentyfold is delivered compressed, as E2E-spec 2.3.2 demands: else a few packets
+    /// would make this exit flood a mailbox. Up to so many octets it is delivered as text all the same.
+    pub inflate_max: u64,
     /// When a mail that the server did not take is tried again; after the last step it is dropped.
     pub retry: RetrySchedule,
     /// The server that takes the mail.
@@ -155,6 +158,7 @@ impl Default for SmtpDeliveryConfig {
         Self {
             enabled: false,
             max_size: 100 * 1024,
+            inflate_max: 0,
             retry: RetrySchedule::new(vec![RetryStep { every: hours(7), during: hours(6 * 24) }]),
             server: SmtpExitConfig::default(),
             mail: MailConfig::default(),

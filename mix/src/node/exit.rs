@@ -24,7 +24,7 @@ use crate::packet::RoutingType;
 use crate::path::Mailbox;
 use crate::payload::compress::decompress;
 use crate::payload::exit::ExitContent;
-use crate::payload::{Content as Decoded, armor};
+use crate::payload::{Content as Decoded, armor, headers};
 use crate::store::fragments::{self, Addition, FragmentedId};
 use crate::store::inbox::Arrival;
 use crate::store::queue::exit as queue;
@@ -49,7 +49,20 @@ pub(super) struct SmtpWay {
     pub(super) writer: MailWriter,
     pub(super) server: SmtpExit,
     pub(super) max_size: u64,
+    /// Overcompressed messages are delivered as text up to this many octets.
+    pub(super) inflate_max: u64,
     pub(super) retry: RetrySchedule,
+}
+
+impl SmtpWay {
+    /// Inflates what is overcompressed, if it stays within the limit.
+    fn inflated(&self, content: ExitContent) -> ExitContent {
+        let ExitContent::Overcompressed { compressed } = &content else { return content };
+        let limit = usize::try_from(self.inflate_max).unwrap_or(usize::MAX);
+        let Ok(message) = decompress(compressed, limit) else { return content };
+        let (headers, body) = headers::parse(&message);
+        ExitContent::Plain { headers, body: body.to_vec() }
+    }
 }
 
 /// Delivery to users of a gateway in the same process.
@@ -311,6 +324,7 @@ fn write_mail(way: &SmtpWay, to: &Mailbox, content: Queued, world: &World) -> Op
         Queued::Payload { handle, payload } => ExitContent::from_payload(handle, payload).ok()?,
         Queued::Message(compressed) => ExitContent::from_compressed(compressed).ok()?,
     };
+    let content = way.inflated(content);
     let armour = String::from_utf8(armor::message_to_text(&content)).unwrap_or_default();
     let mut dice = world.dice();
     let (heading, content) = match &content {
@@ -338,6 +352,8 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::deliver::mail::MailConfig;
+    use crate::deliver::smtp::SmtpExitConfig;
     use crate::packet::build::Exit;
     use crate::packet::{Handle, Payload};
     use crate::payload::compress::compress;
@@ -347,9 +363,9 @@ mod tests {
 
     /// What the mailbox of `frida` got, each with its delivery key.
     #[derive(Default)]
-    struct Mailbox(Mutex<Vec<(Digest, Arrival)>>);
+    struct Recorder(Mutex<Vec<(Digest, Arrival)>>);
 
-    impl LocalMailboxes<Arrival> for Mailbox {
+    impl LocalMailboxes<Arrival> for Recorder {
         fn deliver(&self, name: &str, key: &Digest, arrival: &Arrival) -> Result<(), NotDelivered> {
             if name != "frida" {
                 return Err(NotDelivered::UnknownName);
@@ -359,7 +375,7 @@ mod tests {
         }
     }
 
-    impl Mailbox {
+    impl Recorder {
         fn messages(&self) -> Vec<Vec<u8>> {
             let arrived = self.0.lock().unwrap();
             let message = |arrival: &Arrival| match arrival {
@@ -372,13 +388,13 @@ mod tests {
 
     struct Exited {
         service: ExitService,
-        mailbox: Arc<Mailbox>,
+        mailbox: Arc<Recorder>,
         _home: tempfile::TempDir,
     }
 
     fn exit() -> Exited {
         let home = tempfile::tempdir().unwrap();
-        let mailbox = Arc::new(Mailbox::default());
+        let mailbox = Arc::new(Recorder::default());
         let service = ExitService {
             db: Db::open(&home.path().join("node/node.db"), &NODE_SCHEMAS).unwrap(),
             bell: Arc::default(),
@@ -483,6 +499,23 @@ mod tests {
         exited.queue_payload(RoutingType::FRAGMENT, None, payload);
         exited.deliver_all().await;
         assert_eq!(exited.service.counters.snapshot().undeliverable, 1);
+    }
+
+    #[test]
+    fn overcompressed_message_is_text_up_to_the_limit_and_armour_beyond() {
+        let mail = MailConfig { return_address: Mailbox::parse("nobody@exit.example").ok(), ..MailConfig::default() };
+        let writer = MailWriter::new(mail).unwrap();
+        let server = SmtpExit::new(&SmtpExitConfig::default(), writer.return_address()).unwrap();
+        let retry = RetrySchedule::new(Vec::new());
+        let way = SmtpWay { writer, server, max_size: 1 << 20, inflate_max: 100_000, retry };
+        let written = |len: usize| {
+            let message = [b"\n".to_vec(), b"aaaaaaaa\n".repeat(len / 9)].concat();
+            let to = Mailbox::parse("bob@example.org").unwrap();
+            String::from_utf8(write_mail(&way, &to, Queued::Message(compress(&message)), &World::real()).unwrap())
+                .unwrap()
+        };
+        assert!(written(90_000).contains("\r\naaaaaaaa\r\n"));
+        assert!(written(110_000).contains("Message-type: overcompressed"));
     }
 
     #[tokio::test]

@@ -330,7 +330,8 @@ fn weakness(config: &NodeConfig) -> Option<&'static str> {
 fn smtp_way(config: &SmtpDeliveryConfig) -> Result<SmtpWay, NodeError> {
     let writer = MailWriter::new(config.mail.clone())?;
     let server = SmtpExit::new(&config.server, writer.return_address())?;
-    Ok(SmtpWay { writer, server, max_size: config.max_size, retry: config.retry.clone() })
+    let SmtpDeliveryConfig { max_size, inflate_max, ref retry, .. } = *config;
+    Ok(SmtpWay { writer, server, max_size, inflate_max, retry: retry.clone() })
 }
 
 fn mbox_way(config: &MboxDeliveryConfig, mailboxes: Arc<dyn LocalMailboxes<Arrival>>) -> MboxWay {
