@@ -291,7 +291,7 @@ impl Running {
             return Err(StartError::Interval);
         }
         let style = Style::new(&sender.path, &sender.reply_path, sender.reply_block_lifetime)?;
-        let pop3 = bind(config.pop.listen.address(), "POP3").await?;
+        let pop3 = bind(config.pop.listen.into(), "POP3").await?;
         let Mailroom { db, accounts, reply_to, inbox_bell } = mailroom;
         let outbox_bell = Arc::new(Notify::new());
         let world = parts.world.clone();

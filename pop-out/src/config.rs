@@ -1,9 +1,9 @@
 //! The section `[pop]`: where mail clients fetch their mail.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use mix::net::loopback::LoopbackAddress;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 /// The shortest time that a silent client must be given (RFC 1939, section 3).
@@ -14,7 +14,7 @@ pub const MIN_IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 #[serde(deny_unknown_fields, default)]
 pub struct PopConfig {
     /// Address and port. On this machine only: passwords and mail would cross a network in the clear.
-    pub listen: Loopback,
+    pub listen: LoopbackAddress,
     /// How long a client may be silent, or take nothing of what it is sent, before its session ends. At least ten
     /// minutes, as RFC 1939 demands.
     #[serde(serialize_with = "humantime_serde::serialize", deserialize_with = "idle_timeout")]
@@ -26,51 +26,16 @@ pub struct PopConfig {
 impl Default for PopConfig {
     fn default() -> Self {
         Self {
-            listen: Loopback(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 20110)),
+            listen: LoopbackAddress::ipv4(20110),
             idle_timeout: MIN_IDLE_TIMEOUT,
             max_connections: NonZeroU16::new(64).expect("64 is not zero"),
         }
     }
 }
 
-/// An address that only this machine reaches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "SocketAddr", into = "SocketAddr")]
-pub struct Loopback(SocketAddr);
-
-impl Loopback {
-    /// The address.
-    pub fn address(self) -> SocketAddr {
-        self.0
-    }
-}
-
-impl TryFrom<SocketAddr> for Loopback {
-    type Error = InvalidPopConfig;
-
-    fn try_from(address: SocketAddr) -> Result<Self, InvalidPopConfig> {
-        let local = address.ip().to_canonical().is_loopback();
-        if local { Ok(Self(address)) } else { Err(InvalidPopConfig::NotLoopback { address }) }
-    }
-}
-
-impl From<Loopback> for SocketAddr {
-    fn from(loopback: Loopback) -> Self {
-        loopback.0
-    }
-}
-
 /// Why a setting was refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
 pub enum InvalidPopConfig {
-    /// Others could reach the address.
-    #[error(
-        "{address} is not a loopback address; without TLS, passwords and mail would cross the network in the clear"
-    )]
-    NotLoopback {
-        /// What was set.
-        address: SocketAddr,
-    },
     /// Clients would be cut off sooner than the protocol allows.
     #[error("{} seconds; RFC 1939 demands at least 10 minutes", found.as_secs())]
     IdleTimeout {
@@ -90,8 +55,9 @@ fn checked_idle_timeout(found: Duration) -> Result<Duration, InvalidPopConfig> {
 
 #[cfg(test)]
 mod tests {
-    use serde::de::IntoDeserializer;
-    use serde::de::value::{Error, MapDeserializer, StrDeserializer};
+    use std::net::SocketAddr;
+
+    use serde::de::value::{Error, MapDeserializer};
 
     use super::*;
 
@@ -104,26 +70,15 @@ mod tests {
     fn defaults_are_what_the_documentation_says() {
         let config = read(&[]).unwrap();
         assert_eq!(config, PopConfig::default());
-        assert_eq!(config.listen.address().to_string(), "127.0.0.1:20110");
+        assert_eq!(SocketAddr::from(config.listen).to_string(), "127.0.0.1:20110");
         assert_eq!(config.idle_timeout, Duration::from_secs(600));
     }
 
     #[test]
     fn settings_are_read_in_friendly_words() {
         let config = read(&[("listen", "[::1]:110"), ("idle_timeout", "1 hour 30 minutes")]).unwrap();
-        assert_eq!(config.listen.address().to_string(), "[::1]:110");
+        assert_eq!(SocketAddr::from(config.listen).to_string(), "[::1]:110");
         assert_eq!(config.idle_timeout, Duration::from_secs(5400));
-    }
-
-    #[test]
-    fn address_that_others_reach_is_refused() {
-        for address in ["0.0.0.0:20110", "192.0.2.1:110", "[::]:110", "[::ffff:192.0.2.1]:110"] {
-            let address: SocketAddr = address.parse().unwrap();
-            assert_eq!(Loopback::try_from(address), Err(InvalidPopConfig::NotLoopback { address }));
-            let text: StrDeserializer<'_, Error> = "0.0.0.0:20110".into_deserializer();
-            assert!(Loopback::deserialize(text).unwrap_err().to_string().contains("not a loopback address"));
-        }
-        assert!(Loopback::try_from("[::ffff:127.0.0.1]:110".parse::<SocketAddr>().unwrap()).is_ok());
     }
 
     #[test]

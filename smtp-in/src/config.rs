@@ -1,9 +1,8 @@
 //! The settings of this door.
 
-use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use mix::net::loopback::LoopbackAddress;
 use serde::{Deserialize, Serialize};
 
 use crate::error::InvalidConfig;
@@ -37,7 +36,7 @@ pub struct SmtpConfig {
 impl Default for SmtpConfig {
     fn default() -> Self {
         Self {
-            listen: LoopbackAddress(SocketAddr::from((Ipv4Addr::LOCALHOST, 20025))),
+            listen: LoopbackAddress::ipv4(20025),
             max_size: 20_000_000,
             max_recipients: 50,
             reply_blocks: 1,
@@ -79,36 +78,6 @@ fn at_least_a_second(key: &'static str, found: Duration) -> Result<Duration, Inv
     if found < Duration::from_secs(1) { Err(InvalidConfig::Timeout { key }) } else { Ok(found) }
 }
 
-/// An address that only this machine can connect to.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "SocketAddr", into = "SocketAddr")]
-pub struct LoopbackAddress(SocketAddr);
-
-impl TryFrom<SocketAddr> for LoopbackAddress {
-    type Error = InvalidConfig;
-
-    fn try_from(address: SocketAddr) -> Result<Self, InvalidConfig> {
-        // An IPv4 loopback address in IPv6 form is one too.
-        if address.ip().to_canonical().is_loopback() {
-            Ok(Self(address))
-        } else {
-            Err(InvalidConfig::NotLoopback { address })
-        }
-    }
-}
-
-impl From<LoopbackAddress> for SocketAddr {
-    fn from(address: LoopbackAddress) -> Self {
-        address.0
-    }
-}
-
-impl fmt::Debug for LoopbackAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.0)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,17 +85,6 @@ mod tests {
     #[test]
     fn defaults_are_settings_that_work() {
         assert!(SmtpConfig::default().policy().is_ok());
-    }
-
-    #[test]
-    fn address_that_others_can_reach_is_refused() {
-        for text in ["0.0.0.0:25", "192.0.2.1:25", "[::]:25", "[2001:db8::1]:25", "[::ffff:192.0.2.1]:25"] {
-            let address = text.parse().unwrap();
-            assert_eq!(LoopbackAddress::try_from(address), Err(InvalidConfig::NotLoopback { address }));
-        }
-        for text in ["127.0.0.1:0", "127.3.2.1:25", "[::1]:25", "[::ffff:127.0.0.1]:25"] {
-            assert!(LoopbackAddress::try_from(text.parse::<SocketAddr>().unwrap()).is_ok(), "{text}");
-        }
     }
 
     #[test]
@@ -138,7 +96,6 @@ mod tests {
         };
         let key = |refused| match refused {
             InvalidConfig::Limit { key, .. } | InvalidConfig::Timeout { key } => key,
-            InvalidConfig::NotLoopback { .. } => "listen",
         };
         assert_eq!(key(refused(|c| c.max_size = 10)), "max_size");
         assert_eq!(key(refused(|c| c.max_size = u64::MAX)), "max_size");

@@ -115,12 +115,6 @@ impl From<&InvalidRecipient> for Reply {
 /// Why a setting is not one that the server can run with. Blames whoever wrote the settings.
 #[derive(Debug, thiserror::Error, PartialEq, Eq, Clone)]
 pub enum InvalidConfig {
-    /// Passwords and mail would cross the network in the clear: there is no TLS at this door.
-    #[error("smtp-in has no TLS and listens on loopback addresses only, not on {address}")]
-    NotLoopback {
-        /// The address found.
-        address: SocketAddr,
-    },
     /// A limit that lets nothing through, or too much for the memory of any machine.
     #[error("{key} = {found} is not between {least} and {most}")]
     Limit {

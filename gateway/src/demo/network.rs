@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use mix::directory::Directory;
+use mix::net::loopback::LoopbackAddress;
 use mix::node::config::{MixRule, MixingConfig, NetworkConfig, NodeConfig, OutgoingConfig};
 use mix::node::directory::DirectoryConfig;
 use mix::node::retry::{RetrySchedule, RetryStep};
@@ -349,7 +350,7 @@ fn gateway_config(home: &Path, state: &State, options: &Options) -> anyhow::Resu
         }],
         ..GatewayConfig::default()
     };
-    config.smtp.listen = loopback(options.smtp).try_into()?;
-    config.pop.listen = loopback(options.pop3).try_into()?;
+    config.smtp.listen = LoopbackAddress::ipv4(options.smtp);
+    config.pop.listen = LoopbackAddress::ipv4(options.pop3);
     Ok(config)
 }

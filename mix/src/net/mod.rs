@@ -5,5 +5,6 @@
 pub mod connect;
 pub mod fetch;
 pub mod listen;
+pub mod loopback;
 pub mod tls;
 mod writing;
