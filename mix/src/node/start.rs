@@ -246,7 +246,7 @@ impl Node {
         }
         let carry = Carry { db: db.clone(), pool, interval: config.mixing.interval, own: Some(own) };
         carry.spawn(&mut tasks, bells, config.outgoing.clone(), counters, world, stop);
-        info!(nickname = %descriptor.nickname(), %address, "the node is up");
+        info!(nickname = %descriptor.nickname(), key = %own, %address, "the node is up");
         Ok(RunningNode { address, descriptor, db, tasks, threads })
     }
 }
