@@ -1,6 +1,9 @@
 //! The files of `conf/` say the truth: the full one lists every option with its true default, and the starting points
 //! start as they are.
 
+// Helpers of tests are outside clippy's leave for tests.
+#![allow(clippy::panic)]
+
 use std::path::{Path, PathBuf};
 
 use mixgate::{Config, Gateway, Running};
