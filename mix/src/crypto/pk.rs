@@ -257,6 +257,8 @@ impl fmt::Debug for PrivateKey {
 pub struct PacketKey {
     backend: OaepPrivateDecryptingKey,
     public: PublicKey,
+    /// Kept, because each packet asks for it.
+    id: Digest,
 }
 
 impl PacketKey {
@@ -271,12 +273,18 @@ impl PacketKey {
         }
         let backend = PrivateDecryptingKey::from_pkcs8(&key.to_pkcs8_der()).map_err(|_| InvalidKey::Encoding)?;
         let backend = OaepPrivateDecryptingKey::new(backend).map_err(|_| InvalidKey::Encoding)?;
-        Ok(Self { backend, public })
+        let KeyId(id) = public.key_id();
+        Ok(Self { backend, public, id: Digest(id) })
     }
 
     /// The public half, as descriptors carry it.
     pub fn public_key(&self) -> &PublicKey {
         &self.public
+    }
+
+    /// SHA-1 of the public half: names the replay log that goes with this key.
+    pub fn id(&self) -> Digest {
+        self.id
     }
 
     /// Decrypts one encrypted subheader.
@@ -362,5 +370,105 @@ fn mask(seed: &[u8], out: &mut [u8]) {
     for (counter, chunk) in (0u32..).zip(out.chunks_mut(DIGEST_LEN)) {
         let Digest(stream) = sha1(&[seed, &counter.to_be_bytes()]);
         chunk.iter_mut().zip(stream).for_each(|(octet, mask)| *octet ^= mask);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use super::{InvalidKey, PACKET_KEY_LEN, PacketKey, PrivateKey, PublicKey, RsaError};
+    use crate::crypto::CounterRng;
+    use crate::crypto::stream::StreamKey;
+
+    fn rng() -> CounterRng {
+        CounterRng::new(&StreamKey::new([1; 16]))
+    }
+
+    static KEYS: LazyLock<[PrivateKey; 2]> = LazyLock::new(|| {
+        let mut rng = rng();
+        [1024, 2048].map(|bits| PrivateKey::generate(bits, &mut rng).unwrap())
+    });
+
+    /// The PKCS#1 form of a public key with an odd modulus of `len` octets.
+    fn public_der(len: u16) -> Vec<u8> {
+        let long = |tag: u8, len: u16| [&[tag, 0x82][..], &len.to_be_bytes()].concat();
+        let modulus = [&[0][..], &vec![0xff; usize::from(len)]].concat();
+        [long(0x30, len + 10), long(0x02, len + 1), modulus, vec![0x02, 3, 1, 0, 1]].concat()
+    }
+
+    #[test]
+    fn octets_that_are_no_key_are_refused() {
+        let whole = KEYS[0].public_key().to_der();
+        let (_, cut) = whole.split_last().unwrap();
+        for octets in [&b""[..], b"hunter2", cut, &[&whole[..], &[0]].concat()] {
+            assert_eq!(PublicKey::from_der(octets).unwrap_err(), InvalidKey::Encoding);
+            assert_eq!(PrivateKey::from_der(octets).unwrap_err(), InvalidKey::Encoding);
+        }
+        assert_eq!(PrivateKey::from_der(&whole).unwrap_err(), InvalidKey::Encoding, "the public half");
+    }
+
+    #[test]
+    fn keys_too_small_or_too_large_are_refused() {
+        for bits in [0, 512, 1023, 4097] {
+            assert_eq!(PrivateKey::generate(bits, &mut rng()).unwrap_err(), InvalidKey::ModulusSize { bits });
+        }
+        for (len, bits) in [(64, 512), (127, 1016), (513, 4104)] {
+            assert_eq!(PublicKey::from_der(&public_der(len)), Err(InvalidKey::ModulusSize { bits }));
+        }
+        assert!(PublicKey::from_der(&public_der(128)).is_ok() && PublicKey::from_der(&public_der(512)).is_ok());
+    }
+
+    #[test]
+    fn packet_key_of_another_size_is_refused() {
+        assert_eq!(PacketKey::new(&KEYS[0]).unwrap_err(), InvalidKey::PacketKeySize { bits: 1024 });
+    }
+
+    #[test]
+    fn packet_key_keeps_the_id_of_its_public_half() {
+        let key = PacketKey::new(&KEYS[1]).unwrap();
+        assert_eq!(key.id().0, KEYS[1].public_key().key_id().0);
+    }
+
+    #[test]
+    fn more_than_fits_a_block_is_refused() {
+        let refusal = |len, capacity| Err(RsaError::TooLong { len, capacity });
+        for (key, capacity) in KEYS.iter().zip([86, 214]) {
+            let public = key.public_key();
+            assert!(public.encrypt(&vec![1; capacity], &mut rng()).is_ok());
+            assert_eq!(public.encrypt(&vec![1; capacity + 1], &mut rng()), refusal(capacity + 1, capacity));
+            assert_eq!(key.sign(&vec![1; capacity + 1], &mut rng()), refusal(capacity + 1, capacity));
+        }
+    }
+
+    #[test]
+    fn block_for_another_key_does_not_open() {
+        let block = KEYS[1].public_key().encrypt(b"text", &mut rng()).unwrap();
+        let other = PrivateKey::generate(2048, &mut CounterRng::new(&StreamKey::new([2; 16]))).unwrap();
+        assert_eq!(other.decrypt(&block), Err(RsaError::BadPadding));
+        let block: [u8; PACKET_KEY_LEN] = block.try_into().unwrap();
+        assert_eq!(PacketKey::new(&other).unwrap().decrypt(&block), Err(RsaError::BadPadding));
+        assert_eq!(*PacketKey::new(&KEYS[1]).unwrap().decrypt(&block).unwrap(), b"text");
+    }
+
+    #[test]
+    fn block_of_another_length_or_beyond_the_modulus_does_not_open() {
+        let key = &KEYS[1];
+        for block in [&[][..], &[1; 255], &[1; 257], &[0xff; PACKET_KEY_LEN]] {
+            assert_eq!(key.decrypt(block), Err(RsaError::BadPadding));
+            assert_eq!(key.public_key().check_signature(block), Err(RsaError::BadPadding));
+        }
+        let backend = PacketKey::new(key).unwrap();
+        assert_eq!(backend.decrypt(&[0xff; PACKET_KEY_LEN]), Err(RsaError::BadPadding));
+    }
+
+    #[test]
+    fn signature_opens_under_its_own_key_alone() {
+        let signature = KEYS[1].sign(b"a digest", &mut rng()).unwrap();
+        assert_eq!(KEYS[1].public_key().check_signature(&signature), Ok(b"a digest".to_vec()));
+        let mut changed = signature.clone();
+        changed[255] ^= 1;
+        assert_eq!(KEYS[1].public_key().check_signature(&changed), Err(RsaError::BadPadding));
+        assert_eq!(KEYS[0].public_key().check_signature(&signature), Err(RsaError::BadPadding));
     }
 }

@@ -61,8 +61,8 @@ pub enum Unbuildable {
     /// The second leg, with the exit address, does not fit a header.
     #[error("exit address and second leg of the path do not fit one header; take fewer mixes or a shorter address")]
     SecondLegTooLong,
-    /// Below 0x0100 only DROP ends a path.
-    #[error("{0} is not an exit type")]
+    /// Below 0x0100 only DROP ends a path; replies and encrypted forward messages need an exit type with a handle.
+    #[error("{0} is not an exit type that serves for this kind of packet")]
     NotAnExit(RoutingType),
     /// Packet keys have 2048 bits.
     #[error("a mix on the path has a packet key of {bits} bits; it must have 2048")]
@@ -112,6 +112,10 @@ pub fn encrypted_forward(
 ) -> Result<Packet, Unbuildable> {
     if content.len() != ENCRYPTED_FORWARD_LEN {
         return Err(Unbuildable::ContentLength { len: content.len() });
+    }
+    // The handle is the beginning of the ciphertext: an exit that does not hand it on loses the message.
+    if !exit.exit_type.has_handle() {
+        return Err(Unbuildable::NotAnExit(exit.exit_type));
     }
     let (handle, payload) = encrypt_to(content, key, rng);
     forward_with_handle(&payload, exit, Some(handle), leg1, leg2, rng)

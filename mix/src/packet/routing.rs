@@ -242,3 +242,48 @@ impl NextHop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{HostName, HostRoute, InvalidRouting, Ipv4Route, NextHop, RoutingType};
+
+    #[test]
+    fn names_that_no_host_has_are_refused() {
+        for name in ["", ".", ".example.net", "a..b", "a b", "a_b", "a/b", "a:1", "a\0", "m\u{fc}nchen.example"] {
+            assert_eq!(HostName::parse(name), Err(InvalidRouting::HostName), "{name:?}");
+        }
+        for name in ["a", "A.Example.net", "192.0.2.1", "example.net.", "xn--mnchen-3ya.example"] {
+            assert_eq!(HostName::parse(name).unwrap().as_str(), name.to_ascii_lowercase());
+        }
+    }
+
+    #[test]
+    fn host_routing_info_without_a_host_is_refused() {
+        for len in [0, 1, 2, 21, 22] {
+            assert_eq!(HostRoute::parse(&vec![b'a'; len]), Err(InvalidRouting::Length { len }));
+        }
+        assert_eq!(HostRoute::parse(&[b'a'; 23]).unwrap().host.as_str(), "a");
+    }
+
+    #[test]
+    fn host_routing_info_with_an_impossible_name_is_refused() {
+        for host in [&b"a b"[..], b"..", b"\xff\xfe"] {
+            assert_eq!(HostRoute::parse(&[&[0; 22], host].concat()), Err(InvalidRouting::HostName));
+        }
+    }
+
+    #[test]
+    fn ipv4_routing_info_of_another_length_is_refused() {
+        for len in [0, 25, 27] {
+            assert_eq!(Ipv4Route::parse(&vec![0; len]), Err(InvalidRouting::Length { len }));
+        }
+        assert_eq!(Ipv4Route::parse(&[1; 26]).unwrap().address.octets(), [1; 4]);
+    }
+
+    #[test]
+    fn types_that_do_not_relay_name_no_next_hop() {
+        for routing_type in [RoutingType::DROP, RoutingType(5), RoutingType::SMTP, RoutingType(u16::MAX)] {
+            assert_eq!(NextHop::parse(routing_type, &[1; 26]), Err(InvalidRouting::NotRelay(routing_type)));
+        }
+    }
+}

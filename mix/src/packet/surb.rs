@@ -162,3 +162,79 @@ impl fmt::Debug for Surb {
         f.write_str("Surb(..)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{FIXED_LEN, InvalidSurb, Surb};
+    use crate::crypto::KeyId;
+    use crate::crypto::keyset::SharedSecret;
+    use crate::packet::routing::InvalidRouting;
+    use crate::packet::{HEADER_LEN, HostName, HostRoute, NextHop, RoutingType};
+
+    fn surb() -> Vec<u8> {
+        let host = HostName::parse("mix.example.net").unwrap();
+        let route = HostRoute { host, port: 48_099, key_id: KeyId([1; 20]) };
+        let (header, key) = (Box::new([2; HEADER_LEN]), SharedSecret::new([3; 16]));
+        Surb { header, use_by: 2_000_000_000, first_hop: NextHop::Host(route), key }.to_bytes()
+    }
+
+    /// The reply block with these octets at `place`.
+    fn changed(place: usize, octets: &[u8]) -> Vec<u8> {
+        let mut surb = surb();
+        surb.splice(place..place + octets.len(), octets.iter().copied());
+        surb
+    }
+
+    const LEN_PLACE: usize = 10 + HEADER_LEN;
+    const TYPE_PLACE: usize = LEN_PLACE + 2;
+
+    #[test]
+    fn reply_block_cut_short_is_refused() {
+        let surb = surb();
+        for len in [0, 4, FIXED_LEN - 1, FIXED_LEN, surb.len() - 1] {
+            assert_eq!(Surb::parse(&surb[..len]), Err(InvalidSurb::Truncated { len }));
+        }
+    }
+
+    #[test]
+    fn octets_behind_a_reply_block_are_refused() {
+        assert_eq!(Surb::parse(&[surb(), b"\n\n\n".to_vec()].concat()), Err(InvalidSurb::Trailing { len: 3 }));
+    }
+
+    #[test]
+    fn several_reply_blocks_are_read_up_to_the_first_bad_one() {
+        let two = [surb(), b"\n\n".to_vec(), surb()].concat();
+        assert_eq!(Surb::parse_many(&two).unwrap().len(), 2);
+        assert_eq!(Surb::parse_many(&[two, changed(0, b"BRUS")].concat()), Err(InvalidSurb::Magic));
+        assert_eq!(Surb::parse_many(b" \n"), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn something_else_is_not_taken_for_a_reply_block() {
+        assert_eq!(Surb::parse(&changed(0, b"SURV")), Err(InvalidSurb::Magic));
+    }
+
+    #[test]
+    fn reply_block_of_another_version_is_refused() {
+        assert_eq!(Surb::parse(&changed(4, &[0, 2])), Err(InvalidSurb::Version { major: 0, minor: 2 }));
+        assert_eq!(Surb::parse(&changed(4, &[1, 1])), Err(InvalidSurb::Version { major: 1, minor: 1 }));
+    }
+
+    #[test]
+    fn reply_block_that_does_not_begin_with_a_swap_is_refused() {
+        for routing_type in [RoutingType::DROP, RoutingType::FWD_HOST, RoutingType::FWD_IPV4, RoutingType::SMTP] {
+            let refusal = InvalidSurb::FirstHop(InvalidRouting::NotRelay(routing_type));
+            assert_eq!(Surb::parse(&changed(TYPE_PLACE, &routing_type.0.to_be_bytes())), Err(refusal));
+        }
+    }
+
+    #[test]
+    fn reply_block_whose_first_mix_has_no_possible_place_is_refused() {
+        let refused = |why| Err(InvalidSurb::FirstHop(why));
+        assert_eq!(Surb::parse(&changed(FIXED_LEN + 22, b".")), refused(InvalidRouting::HostName));
+        assert_eq!(Surb::parse(&changed(TYPE_PLACE, &[0, 2])), refused(InvalidRouting::Length { len: 37 }));
+        let mut short = changed(LEN_PLACE, &[0, 22]);
+        short.truncate(FIXED_LEN + 22);
+        assert_eq!(Surb::parse(&short), refused(InvalidRouting::Length { len: 22 }));
+    }
+}

@@ -88,8 +88,7 @@ fn decrypt(
     keys: &[&PacketKey],
 ) -> Result<(Zeroizing<Vec<u8>>, Digest), InvalidPacket> {
     keys.iter()
-        .find_map(|key| key.decrypt(encrypted).ok().map(|plain| (plain, key.public_key().key_id().0)))
-        .map(|(plain, id)| (plain, Digest(id)))
+        .find_map(|key| key.decrypt(encrypted).ok().map(|plain| (plain, key.id())))
         .ok_or(InvalidPacket::WrongKey)
 }
 
