@@ -4,19 +4,15 @@
 //! should it have arrived all the same, the next mix takes it for a replay and drops it.
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use rand::CryptoRng;
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::tls::{LinkError, client_config};
+use super::tls::{self, ClientLink, LinkError};
 use super::writing::Writing;
 use crate::mmtp::client::Step;
 use crate::mmtp::frame::Command;
@@ -183,11 +179,8 @@ async fn attempt<I>(
     config: &ConnectConfig,
     now: SystemTime,
 ) -> Result<(), Undelivered> {
-    let (stream, address) = connect(next, config).await?;
-    let connector = TlsConnector::from(client_config(next.key_id(), now));
-    // Not compared with anything: the key id says who must be there.
-    let name = ServerName::IpAddress(address.ip().into());
-    let link = timeout(config.handshake_timeout, connector.connect(name, stream))
+    let stream = connect(next, config).await?;
+    let link = timeout(config.handshake_timeout, tls::connect(next.key_id(), now, stream))
         .await
         .map_err(|_| Undelivered::HandshakeTimeout)?
         .map_err(|source| match LinkError::find(&source) {
@@ -197,7 +190,7 @@ async fn attempt<I>(
     exchange(link, units, outcomes, config).await
 }
 
-async fn connect(next: &NextHop, config: &ConnectConfig) -> Result<(TcpStream, SocketAddr), Undelivered> {
+async fn connect(next: &NextHop, config: &ConnectConfig) -> Result<TcpStream, Undelivered> {
     let host = next.host();
     let addresses = timeout(config.connect_timeout, lookup_host((host.as_str(), next.port())))
         .await
@@ -208,7 +201,7 @@ async fn connect(next: &NextHop, config: &ConnectConfig) -> Result<(TcpStream, S
         match timeout(config.connect_timeout, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
                 stream.set_nodelay(true).map_err(|source| Undelivered::Connect { source })?;
-                return Ok((stream, address));
+                return Ok(stream);
             }
             Ok(Err(source)) => failure = Undelivered::Connect { source },
             Err(_) => failure = Undelivered::ConnectTimeout,
@@ -219,7 +212,7 @@ async fn connect(next: &NextHop, config: &ConnectConfig) -> Result<(TcpStream, S
 
 /// Drives the session until every unit has its answer.
 async fn exchange<I>(
-    link: TlsStream<TcpStream>,
+    link: ClientLink,
     units: &[Unit<I>],
     outcomes: &mut [Outcome],
     config: &ConnectConfig,

@@ -15,11 +15,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::tls::LinkIdentity;
+use super::tls::{self, LinkIdentity};
 use super::writing::Writing;
 use crate::mmtp::server::Step;
 use crate::mmtp::{PeerMisbehaved, ServerSession, Ticket};
@@ -174,13 +173,13 @@ impl<S: PacketSink> MmtpListener<S> {
             debug!("a connection over the limit was closed");
             return;
         };
-        let acceptor = TlsAcceptor::from(self.identity.borrow().server_config());
+        let identity = Arc::clone(&self.identity.borrow());
         let sink = Arc::clone(&self.sink);
         let config = self.config.clone();
         let stop = stop.clone();
         connections.spawn(async move {
             let _seat = seat;
-            if let Err(ended) = serve(stream, acceptor, sink, &config, &stop).await {
+            if let Err(ended) = serve(stream, &identity, sink, &config, &stop).await {
                 // Neither address nor time of day of a peer belongs into a log.
                 debug!(%ended, "connection closed");
             }
@@ -234,14 +233,14 @@ fn one_host(address: IpAddr) -> IpAddr {
 
 async fn serve<S: PacketSink>(
     stream: TcpStream,
-    acceptor: TlsAcceptor,
+    identity: &LinkIdentity,
     sink: Arc<S>,
     config: &ListenConfig,
     stop: &CancellationToken,
 ) -> Result<(), Ended> {
     // Answers are small and must not wait for one another.
     stream.set_nodelay(true)?;
-    let handshake = timeout(config.handshake_timeout, acceptor.accept(stream));
+    let handshake = timeout(config.handshake_timeout, tls::accept(identity, stream));
     let Some(handshake) = stop.run_until_cancelled(handshake).await else { return Ok(()) };
     let link = handshake.map_err(|_| Ended::HandshakeTimeout)?.map_err(Ended::Handshake)?;
     let mut connection = Connection::new(link, sink);

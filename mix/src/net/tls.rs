@@ -29,6 +29,8 @@ use rustls::{
     SupportedProtocolVersion,
 };
 use sha1::Sha1;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 use x509_parser::certificate::{X509Certificate, X509CertificateParser};
 use x509_parser::nom::Parser as _;
 use x509_parser::oid_registry::{
@@ -206,6 +208,30 @@ impl fmt::Debug for LinkIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("LinkIdentity(..)")
     }
+}
+
+/// A link that a peer has opened to us.
+pub type ServerLink = tokio_rustls::server::TlsStream<TcpStream>;
+
+/// A link that we have opened to a mix.
+pub type ClientLink = tokio_rustls::client::TlsStream<TcpStream>;
+
+/// Answers the handshake of a peer under this identity.
+///
+/// # Errors
+/// What TLS says.
+pub async fn accept(identity: &LinkIdentity, stream: TcpStream) -> io::Result<ServerLink> {
+    TlsAcceptor::from(identity.server_config()).accept(stream).await
+}
+
+/// Opens a link to the mix `expected`, and to nobody else, at the time `now`.
+///
+/// # Errors
+/// What TLS says; [`LinkError::find`] tells whether the peer was the wrong one.
+pub async fn connect(expected: KeyId, now: SystemTime, stream: TcpStream) -> io::Result<ClientLink> {
+    // Not compared with anything: the key id says who must be there.
+    let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
+    TlsConnector::from(client_config(expected, now)).connect(name, stream).await
 }
 
 /// What TLS needs to reach the mix `expected`, and nobody else, at the time `now`.

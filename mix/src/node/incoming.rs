@@ -287,7 +287,8 @@ mod tests {
             let mut dice = World::real().dice();
             let payload = Payload::random(&mut dice);
             let exit = Exit { exit_type, address: b"frida".to_vec() };
-            forward(&payload, &exit, &[self.hop.clone()], &[self.hop.clone()], &mut dice).unwrap()
+            let leg = std::slice::from_ref(&self.hop);
+            forward(&payload, &exit, leg, leg, &mut dice).unwrap()
         }
 
         /// Stores the packets as the listener does, and unwraps them in one batch.
