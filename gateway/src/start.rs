@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::accounts::Accounts;
 use crate::config::{Config, GatewayConfig, IdentityConfig};
@@ -255,6 +255,10 @@ impl Running {
             stop: self.stop.clone(),
         };
         if config.node.enabled {
+            if config.gateway.enabled && config.node.mixing.keeps() > 0 {
+                let kept = config.node.mixing.keeps();
+                warn!(kept, "own mail leaves only when the pool holds more packets than node.mixing.minimum");
+            }
             let node = Node::start(&config.node, parts.clone()).await?;
             self.mmtp = Some(node.address);
             self.descriptor = Some(Arc::clone(&node.descriptor));

@@ -99,6 +99,11 @@ impl Default for MixingConfig {
 }
 
 impl MixingConfig {
+    /// How many packets always stay in the pool.
+    pub fn keeps(&self) -> usize {
+        if self.rule == MixRule::Timed { 0 } else { self.minimum }
+    }
+
     /// The pool that these settings describe.
     ///
     /// # Errors
