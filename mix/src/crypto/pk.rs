@@ -11,7 +11,8 @@ use aws_lc_rs::rsa::{OAEP_SHA1_MGF1SHA1, OaepPrivateDecryptingKey, PrivateDecryp
 use rand::CryptoRng;
 use rand::rngs::SysRng;
 use rsa::BoxedUint;
-use rsa::pkcs1::{DecodeRsaPrivateKey, DecodeRsaPublicKey, EncodeRsaPrivateKey, EncodeRsaPublicKey};
+use rsa::pkcs1::der::Decode as _;
+use rsa::pkcs1::{DecodeRsaPrivateKey, DecodeRsaPublicKey, EncodeRsaPrivateKey, EncodeRsaPublicKey, RsaPublicKeyRef};
 use rsa::pkcs8::{DecodePrivateKey, EncodePrivateKey};
 use rsa::traits::PublicKeyParts;
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
@@ -85,9 +86,10 @@ impl PublicKey {
     /// # Errors
     /// [`InvalidKey::Encoding`] for anything but one whole key, [`InvalidKey::ModulusSize`] for sizes not accepted.
     pub fn from_der(der: &[u8]) -> Result<Self, InvalidKey> {
-        let key = rsa::PublicKey::from_pkcs1_der(der).map_err(|_| InvalidKey::Encoding)?;
-        checked_size(key.n().bit_width_vartime())?;
-        Ok(Self(key))
+        // The size first: the library has limits of its own, and would not say that it was the size.
+        let parts = RsaPublicKeyRef::from_der(der).map_err(|_| InvalidKey::Encoding)?;
+        checked_size(bits(parts.modulus.as_bytes()))?;
+        rsa::PublicKey::from_pkcs1_der(der).map(Self).map_err(|_| InvalidKey::Encoding)
     }
 
     /// The PKCS#1 DER form.
@@ -183,7 +185,8 @@ impl PrivateKey {
     /// Reads PKCS#8 or PKCS#1 DER.
     ///
     /// # Errors
-    /// As [`PublicKey::from_der`].
+    /// [`InvalidKey::Encoding`] for anything but one whole key of 1024 bits or more, [`InvalidKey::ModulusSize`] for
+    /// more than 4096.
     pub fn from_der(der: &[u8]) -> Result<Self, InvalidKey> {
         let key = rsa::PrivateKey::from_pkcs8_der(der)
             .or_else(|_| rsa::PrivateKey::from_pkcs1_der(der))
@@ -313,6 +316,12 @@ fn checked_size(bits: u32) -> Result<(), InvalidKey> {
     if MODULUS_BITS.contains(&bits) { Ok(()) } else { Err(InvalidKey::ModulusSize { bits }) }
 }
 
+/// Bits of a number without leading zero octets.
+fn bits(number: &[u8]) -> u32 {
+    let unused = number.first().map_or(0, |first| first.leading_zeros());
+    u32::try_from(8 * number.len()).map_or(u32::MAX, |bits| bits - unused)
+}
+
 fn left_padded(value: &BoxedUint, len: usize) -> Vec<u8> {
     let octets = value.to_be_bytes();
     let excess = octets.len().saturating_sub(len);
@@ -390,11 +399,20 @@ mod tests {
         [1024, 2048].map(|bits| PrivateKey::generate(bits, &mut rng).unwrap())
     });
 
+    /// An element of DER: tag, length in its shortest form, content.
+    fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+        let len = match u16::try_from(content.len()).unwrap().to_be_bytes() {
+            [0, len @ 0..0x80] => vec![len],
+            [0, len] => vec![0x81, len],
+            [high, low] => vec![0x82, high, low],
+        };
+        [&[tag][..], &len, content].concat()
+    }
+
     /// The PKCS#1 form of a public key with an odd modulus of `len` octets.
-    fn public_der(len: u16) -> Vec<u8> {
-        let long = |tag: u8, len: u16| [&[tag, 0x82][..], &len.to_be_bytes()].concat();
-        let modulus = [&[0][..], &vec![0xff; usize::from(len)]].concat();
-        [long(0x30, len + 10), long(0x02, len + 1), modulus, vec![0x02, 3, 1, 0, 1]].concat()
+    fn public_der(len: usize) -> Vec<u8> {
+        let modulus = der(0x02, &[&[0][..], &vec![0xff; len]].concat());
+        der(0x30, &[modulus, der(0x02, &[1, 0, 1])].concat())
     }
 
     #[test]
@@ -413,7 +431,7 @@ mod tests {
         for bits in [0, 512, 1023, 4097] {
             assert_eq!(PrivateKey::generate(bits, &mut rng()).unwrap_err(), InvalidKey::ModulusSize { bits });
         }
-        for (len, bits) in [(64, 512), (127, 1016), (513, 4104)] {
+        for (len, bits) in [(1, 8), (64, 512), (127, 1016), (513, 4104), (2000, 16_000)] {
             assert_eq!(PublicKey::from_der(&public_der(len)), Err(InvalidKey::ModulusSize { bits }));
         }
         assert!(PublicKey::from_der(&public_der(128)).is_ok() && PublicKey::from_der(&public_der(512)).is_ok());
