@@ -1,1 +1,41 @@
-//! Placeholder
+//! The harness of the stories in `tests/tests`: starts the program as its users do, and talks to it as their programs do.
+//!
+//! Nothing here knows the inside of the house: [`program`] runs the binary, [`demo`] reads the file of `--ready`,
+//! [`smtp`] and [`pop3`] are sockets with lines on them, [`sink`] is a mail server of our own, and [`letter`] reads mails
+//! with Python's `email`, which shares no line with the programs under test.
+//!
+//! Everything that is waited for has a bound, and ends the test with the name of what did not come.
+
+// Helpers of tests are outside clippy's leave for tests.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+pub mod demo;
+pub mod letter;
+pub mod mails;
+pub mod pop3;
+pub mod program;
+pub mod sink;
+pub mod smtp;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long anything may take that is not said to take longer. Machines that test are slow and busy.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+/// How often is looked whether it has come.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Looks until `look` finds something.
+///
+/// # Panics
+/// After `bound`, with the name of what did not come.
+pub fn until<T>(what: &str, bound: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < bound, "did not come within {bound:?}: {what}");
+        thread::sleep(LOOK_AGAIN);
+    }
+}
