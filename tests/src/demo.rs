@@ -14,7 +14,7 @@ use crate::letter::{Letter, letters};
 use crate::pop3::Pop3;
 use crate::program::{Program, command};
 use crate::smtp::{Reply, Smtp};
-use crate::until;
+use crate::{PATIENCE, until};
 
 /// The file of `--ready`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
@@ -111,12 +111,16 @@ impl Demo {
         self.smtp().mail("<me@example.net>", recipients, mail)
     }
 
-    /// A session in the user's maildrop.
+    /// A session in the user's maildrop. The one before may not have heard yet that its client is gone.
     ///
     /// # Panics
     /// When the user is not let in.
     pub fn pop3(&self) -> Pop3 {
-        Pop3::open(self.ready.pop3, &self.ready.user, &self.ready.password).unwrap()
+        let Ready { pop3, user, password, .. } = &self.ready;
+        until("a session in the maildrop", PATIENCE, || match Pop3::open(*pop3, user, password) {
+            Err(e) if e.to_string().contains("[IN-USE]") => None,
+            opened => Some(opened.unwrap()),
+        })
     }
 
     /// The files of mails that the world outside has.
@@ -155,7 +159,7 @@ impl Demo {
     pub fn serves(&self, recipient: &str) {
         let reply = self.submit(&[recipient], b"Subject: still there\r\n\r\nJust looking.\r\n");
         assert_eq!(reply.code, 250, "{reply}");
-        let letters = self.delivered(&[recipient], crate::PATIENCE);
+        let letters = self.delivered(&[recipient], PATIENCE);
         assert_eq!(letters[0].subject, "still there");
     }
 }
