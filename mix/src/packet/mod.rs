@@ -69,6 +69,13 @@ impl Packet {
         let (header2, payload) = rest.split_first_chunk().expect("30720 octets left: Packet");
         (header1, header2, payload.try_into().expect("28672 octets left: Packet"))
     }
+
+    /// As [`Packet::parts`], to be changed in place.
+    fn parts_mut(&mut self) -> (&mut Header, &mut Header, &mut [u8; PAYLOAD_LEN]) {
+        let (header1, rest) = self.0.split_first_chunk_mut().expect("32768 octets: Packet");
+        let (header2, payload) = rest.split_first_chunk_mut().expect("30720 octets left: Packet");
+        (header1, header2, payload.try_into().expect("28672 octets left: Packet"))
+    }
 }
 
 /// Prints nothing of the content: two packets must not be linked through a log.

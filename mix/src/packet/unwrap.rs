@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::routing::{InvalidRouting, NextHop, RoutingType};
 use super::subheader::{ENC_SUBHEADER_LEN, HEADER_REST_LEN, SUBHEADER_OVERHEAD, Subheader};
-use super::{HANDLE_LEN, HEADER_LEN, Handle, Header, InvalidPacket, Packet, Payload};
+use super::{HANDLE_LEN, HEADER_LEN, Handle, Header, InvalidPacket, PAYLOAD_LEN, Packet, Payload};
 use crate::crypto::pk::PacketKey;
 use crate::crypto::stream::StreamKey;
 use crate::crypto::{Digest, Keyset, sha1, stream};
@@ -177,11 +177,11 @@ impl Admitted<'_> {
             return Ok(Outcome::Drop);
         }
         let keyset = subheader.secret.keyset();
-        let (header1, header2, payload) = packet.parts();
+        let (header1, _, payload) = packet.parts();
         let (info, next_header) = strip(header1, &subheader, &keyset);
-        let mut payload = Payload::from_bytes(payload)?;
-        keyset.payload_encrypt_keys().decrypt(payload.as_mut_bytes());
         if routing_type.is_exit() {
+            let mut payload = Payload::from_bytes(payload)?;
+            keyset.payload_encrypt_keys().decrypt(payload.as_mut_bytes());
             return exit(routing_type, info, payload);
         }
         if !matches!(
@@ -191,14 +191,16 @@ impl Admitted<'_> {
             return Err(InvalidPacket::UnknownRoutingType(routing_type));
         }
         let next = NextHop::parse(routing_type, &info)?;
-        let mut other_header = *header2;
-        keyset.header_encrypt_keys().decrypt(&mut other_header);
-        let packet = if routing_type.is_swap() {
-            reveal(&mut other_header, &mut payload);
-            Packet::from_parts(&other_header, &next_header, &payload)
-        } else {
-            Packet::from_parts(&next_header, &other_header, &payload)
-        };
+        // One copy, changed in place: moving 32 KB about is the next cost after the ciphers.
+        let mut packet = packet.clone();
+        let (header1, header2, payload) = packet.parts_mut();
+        *header1 = next_header;
+        keyset.header_encrypt_keys().decrypt(header2);
+        keyset.payload_encrypt_keys().decrypt(payload);
+        if routing_type.is_swap() {
+            reveal(header2, payload);
+            std::mem::swap(header1, header2);
+        }
         Ok(Outcome::Relay { next, packet })
     }
 }
@@ -218,10 +220,10 @@ fn strip(header: &Header, subheader: &Subheader, keyset: &Keyset<'_>) -> (Vec<u8
 const _: () = assert!(HEADER_REST_LEN + ENC_SUBHEADER_LEN == HEADER_LEN);
 
 /// The swap point: payload and second header hide each other, so that tagging one destroys both (minion-spec 3.2.5).
-fn reveal(header: &mut Header, payload: &mut Payload) {
+fn reveal(header: &mut Header, payload: &mut [u8; PAYLOAD_LEN]) {
     let digest = sha1(&[&header[..]]);
-    Keyset::new(&digest.0).hide_payload_keys().decrypt(payload.as_mut_bytes());
-    let digest = sha1(&[payload.as_bytes()]);
+    Keyset::new(&digest.0).hide_payload_keys().decrypt(payload);
+    let digest = sha1(&[&payload[..]]);
     Keyset::new(&digest.0).hide_header_keys().decrypt(header);
 }
 
