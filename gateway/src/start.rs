@@ -331,8 +331,9 @@ impl Running {
             bell: outbox_bell,
             counters: self.counters.clone(),
             world,
+            stop: self.stop.clone(),
         };
-        self.tasks.spawn(sender.run(self.stop.clone()));
+        self.tasks.spawn(sender.run());
         self.mail = Some(db);
         info!("the gateway is up");
         Ok(())

@@ -4,6 +4,7 @@
 //! others of its message.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, Semaphore};
@@ -22,7 +23,7 @@ use crate::deliver::mbox::{LocalMailboxes, NotDelivered};
 use crate::deliver::smtp::{DeliverError, SmtpExit};
 use crate::packet::RoutingType;
 use crate::path::Mailbox;
-use crate::payload::compress::decompress;
+use crate::payload::compress::{InvalidCompression, decompress, expansion_limit};
 use crate::payload::exit::ExitContent;
 use crate::payload::{Content as Decoded, armor, headers};
 use crate::store::fragments::{self, Addition, FragmentedId};
@@ -41,6 +42,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 const EXPIRY: Duration = Duration::from_secs(3600);
 /// How long the ids of completed and rejected messages are remembered, so that late fragments find no new message.
 const REMEMBER: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Octets of the headers before a body, at most: four of 900 octets with their names (E2E-spec 3.1.2).
+const MESSAGE_HEADERS_LEN: usize = 4096;
 /// Whose fragments: those that the exit puts together itself.
 const SCOPE: &str = "exit";
 
@@ -55,13 +58,31 @@ pub(super) struct SmtpWay {
 }
 
 impl SmtpWay {
-    /// Inflates what is overcompressed, if it stays within the limit.
-    fn inflated(&self, content: ExitContent) -> ExitContent {
-        let ExitContent::Overcompressed { compressed } = &content else { return content };
-        let limit = usize::try_from(self.inflate_max).unwrap_or(usize::MAX);
-        let Ok(message) = decompress(compressed, limit) else { return content };
-        let (headers, body) = headers::parse(&message);
-        ExitContent::Plain { headers, body: body.to_vec() }
+    /// What to deliver; `None` when it is undecodable or larger than this exit takes. Never inflates beyond that size.
+    fn content(&self, content: Queued) -> Option<ExitContent> {
+        let compressed = match content {
+            Queued::Message(compressed) => compressed,
+            Queued::Payload { handle, payload } => match ExitContent::from_payload(handle, payload).ok()? {
+                ExitContent::Overcompressed { compressed } => compressed,
+                other => return Some(other),
+            },
+        };
+        let octets = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
+        let most = octets(self.max_size).saturating_add(MESSAGE_HEADERS_LEN);
+        let natural = expansion_limit(compressed.len()).max(octets(self.inflate_max));
+        match decompress(&compressed, natural.min(most)) {
+            Ok(mut message) => {
+                let (headers, body) = headers::parse(&message);
+                let body_start = message.len() - body.len();
+                message.drain(..body_start);
+                Some(ExitContent::Plain { headers, body: message })
+            }
+            // It ends beyond what is natural, but not beyond what this exit takes.
+            Err(InvalidCompression::Overcompressed { .. }) if natural <= most => {
+                Some(ExitContent::Overcompressed { compressed })
+            }
+            Err(_) => None,
+        }
     }
 }
 
@@ -82,6 +103,8 @@ pub(super) struct ExitService {
     pub(super) smtp: Option<Arc<SmtpWay>>,
     pub(super) mbox: Option<Arc<MboxWay>>,
     pub(super) fragments: FragmentsConfig,
+    /// Whether there may be messages of which enough fragments are here; true at the start.
+    pub(super) some_ready: Arc<AtomicBool>,
 }
 
 /// How an attempt ended.
@@ -97,10 +120,11 @@ enum Verdict {
 impl ExitService {
     /// Serves the queue until stopped.
     pub(super) async fn run(self) {
-        // What was complete when the process ended is put together first.
-        self.reassemble_ready().await;
         let mut expiry = tokio::time::interval(EXPIRY);
         while !self.stop.is_cancelled() {
+            if self.some_ready.swap(false, Ordering::Relaxed) {
+                self.reassemble_ready().await;
+            }
             let now = self.world.now();
             match durable::read(&self.db, move |view| queue::due(view, now, LOAD)).await {
                 Ok(due) if !due.is_empty() => {
@@ -132,49 +156,50 @@ impl ExitService {
             let (this, seats) = (self.clone(), Arc::clone(&seats));
             deliveries.spawn(async move {
                 if let Ok(_seat) = seats.acquire().await
-                    && let Err(e) = this.deliver(item).await
+                    && !this.stop.is_cancelled()
                 {
-                    error!(error = %e, "the exit queue cannot be written");
+                    this.deliver(item).await;
                 }
             });
         }
         while let Some(ended) = deliveries.join_next().await {
             if let Err(e) = ended {
-                error!(error = %e, "a delivery failed");
+                error!(panicked = e.is_panic(), "a delivery failed");
             }
         }
     }
 
-    async fn deliver(&self, item: ExitItem) -> Result<(), StoreError> {
+    async fn deliver(&self, item: ExitItem) {
         let id = item.id;
         let first = item.first_attempt;
         let verdict = match item.exit_type {
             RoutingType::FRAGMENT => return self.fragment(item).await,
             RoutingType::SMTP => self.mail(item).await,
-            RoutingType::MBOX => self.mailbox(item).await?,
+            RoutingType::MBOX => self.mailbox(item).await,
             _ => Verdict::Undeliverable,
         };
         match verdict {
             Verdict::Delivered => {
                 self.counters.delivered(1);
-                durable::write(&self.db, move |tx| queue::delivered(tx, id)).await?;
+                durable::note(&self.db, &self.stop, move |tx| queue::delivered(tx, id)).await;
             }
-            Verdict::Undeliverable => self.give_up(id).await?,
+            Verdict::Undeliverable => self.give_up(id).await,
             Verdict::Later(schedule) => {
                 let now = self.world.now();
                 match schedule.next_attempt(first.unwrap_or(now), now) {
-                    Some(next) => durable::write(&self.db, move |tx| queue::postpone(tx, id, now, next)).await?,
-                    None => self.give_up(id).await?,
+                    Some(next) => {
+                        durable::note(&self.db, &self.stop, move |tx| queue::postpone(tx, id, now, next)).await;
+                    }
+                    None => self.give_up(id).await,
                 }
             }
         }
-        Ok(())
     }
 
-    async fn give_up(&self, id: crate::store::queue::ExitId) -> Result<(), StoreError> {
+    async fn give_up(&self, id: crate::store::queue::ExitId) {
         debug!("a message could not be delivered and was dropped");
         self.counters.undeliverable(1);
-        durable::write(&self.db, move |tx| queue::give_up(tx, id)).await.map(|_| ())
+        durable::note(&self.db, &self.stop, move |tx| queue::give_up(tx, id)).await;
     }
 
     /// Hands a message to the mail server.
@@ -184,7 +209,11 @@ impl ExitService {
         let Some(to) = to else { return Verdict::Undeliverable };
         let (writer, recipient, world) = (Arc::clone(&way), to.clone(), self.world.clone());
         let written = spawn_blocking(move || write_mail(&writer, &recipient, item.content, &world)).await;
-        let Ok(Some(mail)) = written else { return Verdict::Undeliverable };
+        let mail = match written {
+            Ok(Some(mail)) => mail,
+            Ok(None) => return Verdict::Undeliverable,
+            Err(e) => return failed(&e),
+        };
         match way.server.deliver(way.writer.return_address(), &to, &mail).await {
             Ok(()) => Verdict::Delivered,
             Err(DeliverError::Permanent { .. }) => Verdict::Undeliverable,
@@ -193,43 +222,42 @@ impl ExitService {
     }
 
     /// Hands a message to a user of the gateway in this process.
-    async fn mailbox(&self, item: ExitItem) -> Result<Verdict, StoreError> {
-        let Some(way) = self.mbox.clone() else { return Ok(Verdict::Undeliverable) };
-        let Ok(name) = String::from_utf8(item.address.clone()) else { return Ok(Verdict::Undeliverable) };
+    async fn mailbox(&self, item: ExitItem) -> Verdict {
+        let Some(way) = self.mbox.clone() else { return Verdict::Undeliverable };
+        let Ok(name) = String::from_utf8(item.address.clone()) else { return Verdict::Undeliverable };
         let key = delivery_key(&item);
         let delivered = spawn_blocking(move || {
-            let Some(arrival) = arrival(item.content, way.max_size) else { return Ok(Verdict::Undeliverable) };
+            let Some(arrival) = arrival(item.content, way.max_size) else { return Verdict::Undeliverable };
             match way.mailboxes.deliver(&name, &key, &arrival) {
-                Ok(()) => Ok(Verdict::Delivered),
-                Err(NotDelivered::UnknownName) => Ok(Verdict::Undeliverable),
+                Ok(()) => Verdict::Delivered,
+                Err(NotDelivered::UnknownName) => Verdict::Undeliverable,
                 Err(NotDelivered::Unavailable(e)) => {
                     error!(error = %e, "the gateway's mailboxes are not available");
-                    Ok(Verdict::Later(RetrySchedule::every_minute_for_a_day()))
+                    Verdict::Later(RetrySchedule::every_minute_for_a_day())
                 }
             }
         });
-        delivered.await.unwrap_or(Ok(Verdict::Undeliverable))
+        delivered.await.unwrap_or_else(|e| failed(&e))
     }
 
     /// Keeps a fragment, and puts its message together if it was the last that was needed.
-    async fn fragment(&self, item: ExitItem) -> Result<(), StoreError> {
+    async fn fragment(&self, item: ExitItem) {
         let id = item.id;
         let (facts, data) = match fragment_of(&item, &self.fragments) {
             Some(fragment) => fragment,
             None => return self.give_up(id).await,
         };
         let (now, limit) = (self.world.now(), self.fragments.max_stored);
-        let addition = durable::write(&self.db, move |tx| {
+        let addition = durable::note(&self.db, &self.stop, move |tx| {
             let addition = fragments::add(tx, SCOPE, &facts, &data, now, limit)?;
             queue::delivered(tx, id)?;
             Ok(addition)
         });
-        match addition.await? {
-            Addition::Added { ready: true, .. } => self.reassemble_ready().await,
-            Addition::Added { .. } | Addition::Duplicate | Addition::Unneeded | Addition::AlreadyDone => {}
-            Addition::Mismatch | Addition::OverLimit => self.counters.undeliverable(1),
+        match addition.await {
+            Some(Addition::Added { ready: true, .. }) => self.some_ready.store(true, Ordering::Relaxed),
+            Some(Addition::Mismatch | Addition::OverLimit) => self.counters.undeliverable(1),
+            Some(Addition::Added { .. } | Addition::Duplicate | Addition::Unneeded | Addition::AlreadyDone) | None => {}
         }
-        Ok(())
     }
 
     async fn reassemble_ready(&self) {
@@ -238,9 +266,13 @@ impl ExitService {
             error!(error = %e, "the fragments cannot be read");
             Vec::new()
         });
+        // There may be more than were read.
+        self.some_ready.fetch_or(ready.len() == LOAD, Ordering::Relaxed);
         for message in ready {
             if let Err(e) = self.reassemble(message).await {
                 error!(error = %e, "a message cannot be put together");
+                // Not at once: the loop comes by again in a minute at the latest.
+                self.some_ready.store(true, Ordering::Relaxed);
             }
         }
     }
@@ -256,7 +288,8 @@ impl ExitService {
         })
         .await;
         let now = self.world.now();
-        let Ok(Some((exit, compressed))) = decoded else {
+        let decoded = decoded.map_err(|_| StoreError::Corrupt { what: "fragments that could not be worked on" })?;
+        let Some((exit, compressed)) = decoded else {
             self.counters.undeliverable(1);
             return durable::write(&self.db, move |tx| fragments::complete(tx, id, now)).await.map(|_| ());
         };
@@ -285,6 +318,12 @@ impl ExitService {
             Err(e) => error!(error = %e, "old fragments cannot be removed"),
         }
     }
+}
+
+/// A delivery that came to grief on our side is tried again; it is nobody's fault outside.
+fn failed(e: &tokio::task::JoinError) -> Verdict {
+    error!(panicked = e.is_panic(), "a delivery failed");
+    Verdict::Later(RetrySchedule::every_minute_for_a_day())
 }
 
 /// What makes two attempts at one delivery known as such, however the process ended in between: its place in the queue,
@@ -320,29 +359,28 @@ fn arrival(content: Queued, max_size: u64) -> Option<Arrival> {
 
 /// The mail to hand over; `None` when it is too large or undecodable.
 fn write_mail(way: &SmtpWay, to: &Mailbox, content: Queued, world: &World) -> Option<Vec<u8>> {
-    let content = match content {
-        Queued::Payload { handle, payload } => ExitContent::from_payload(handle, payload).ok()?,
-        Queued::Message(compressed) => ExitContent::from_compressed(compressed).ok()?,
-    };
-    let content = way.inflated(content);
-    let armour = String::from_utf8(armor::message_to_text(&content)).unwrap_or_default();
+    let content = way.content(content)?;
+    let armour = || String::from_utf8(armor::message_to_text(&content)).unwrap_or_default();
     let mut dice = world.dice();
-    let (heading, content) = match &content {
+    let (heading, text, armour) = match &content {
+        ExitContent::Plain { body, .. } if body.len() as u64 > way.max_size => return None,
         ExitContent::Plain { headers, body } => {
-            if body.len() as u64 > way.max_size {
-                return None;
-            }
             let heading = Heading {
                 subject: headers.subject.as_deref(),
                 from: headers.from.as_deref(),
                 in_reply_to: headers.in_reply_to.as_deref(),
                 references: headers.references.as_deref(),
             };
-            (heading, as_text(body).map_or(Content::Binary { armour: &armour }, Content::Text))
+            (heading, as_text(body), as_text(body).is_none().then(armour))
         }
-        ExitContent::Overcompressed { .. } => (Heading::default(), Content::Overcompressed { armour: &armour }),
-        ExitContent::Encrypted { .. } => (Heading::default(), Content::Encrypted { armour: &armour }),
-        ExitContent::Fragment { .. } => (Heading::default(), Content::Binary { armour: &armour }),
+        _ => (Heading::default(), None, Some(armour())),
+    };
+    let armour = armour.as_deref().unwrap_or_default();
+    let content = match (&content, text) {
+        (_, Some(text)) => Content::Text(text),
+        (ExitContent::Overcompressed { .. }, None) => Content::Overcompressed { armour },
+        (ExitContent::Encrypted { .. }, None) => Content::Encrypted { armour },
+        (ExitContent::Plain { .. } | ExitContent::Fragment { .. }, None) => Content::Binary { armour },
     };
     Some(way.writer.write(to, heading, content, world.now(), &mut dice))
 }
@@ -404,6 +442,7 @@ mod tests {
             smtp: None,
             mbox: Some(Arc::new(MboxWay { mailboxes: mailbox.clone(), max_size: 100_000 })),
             fragments: FragmentsConfig { enabled: true, max_size: 200_000, ..FragmentsConfig::default() },
+            some_ready: Arc::default(),
         };
         Exited { service, mailbox, _home: home }
     }
@@ -432,6 +471,7 @@ mod tests {
         async fn deliver_all(&self) {
             while !self.due().is_empty() {
                 self.service.deliver_all(self.due()).await;
+                self.service.reassemble_ready().await;
             }
         }
     }
@@ -501,21 +541,33 @@ mod tests {
         assert_eq!(exited.service.counters.snapshot().undeliverable, 1);
     }
 
-    #[test]
-    fn overcompressed_message_is_text_up_to_the_limit_and_armour_beyond() {
+    fn smtp_way(max_size: u64, inflate_max: u64) -> SmtpWay {
         let mail = MailConfig { return_address: Mailbox::parse("nobody@exit.example").ok(), ..MailConfig::default() };
         let writer = MailWriter::new(mail).unwrap();
         let server = SmtpExit::new(&SmtpExitConfig::default(), writer.return_address()).unwrap();
-        let retry = RetrySchedule::new(Vec::new());
-        let way = SmtpWay { writer, server, max_size: 1 << 20, inflate_max: 100_000, retry };
-        let written = |len: usize| {
-            let message = [b"\n".to_vec(), b"aaaaaaaa\n".repeat(len / 9)].concat();
-            let to = Mailbox::parse("bob@example.org").unwrap();
-            String::from_utf8(write_mail(&way, &to, Queued::Message(compress(&message)), &World::real()).unwrap())
-                .unwrap()
-        };
-        assert!(written(90_000).contains("\r\naaaaaaaa\r\n"));
-        assert!(written(110_000).contains("Message-type: overcompressed"));
+        SmtpWay { writer, server, max_size, inflate_max, retry: RetrySchedule::new(Vec::new()) }
+    }
+
+    fn written(way: &SmtpWay, len: usize) -> Option<String> {
+        let message = [b"\n".to_vec(), b"aaaaaaaa\n".repeat(len / 9)].concat();
+        let to = Mailbox::parse("bob@example.org").unwrap();
+        let mail = write_mail(way, &to, Queued::Message(compress(&message)), &World::real())?;
+        Some(String::from_utf8(mail).unwrap())
+    }
+
+    #[test]
+    fn overcompressed_message_is_text_up_to_the_limit_and_armour_beyond() {
+        let way = smtp_way(1 << 20, 100_000);
+        assert!(written(&way, 90_000).unwrap().contains("\r\naaaaaaaa\r\n"));
+        assert!(written(&way, 110_000).unwrap().contains("Message-type: overcompressed"));
+    }
+
+    #[test]
+    fn message_larger_than_the_exit_takes_is_dropped() {
+        let way = smtp_way(100_000, u64::MAX);
+        assert!(written(&way, 100_000).is_some());
+        assert_eq!(written(&way, 110_000), None);
+        assert_eq!(written(&way, 30_000_000), None);
     }
 
     #[tokio::test]

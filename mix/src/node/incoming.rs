@@ -3,6 +3,7 @@
 //! What an observer can time is over when the packet is on disk: a packet is answered alike whether it is good, a
 //! replay, or nonsense, since nobody has looked at it by then.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -17,12 +18,12 @@ use super::durable;
 use crate::crypto::Digest;
 use crate::crypto::pk::PacketKey;
 use crate::net::listen::{PacketSink, Refused};
-use crate::packet::unwrap::{self, NotAdmitted, Outcome};
+use crate::packet::unwrap::{self, NotAdmitted, Novelty, Outcome};
 use crate::packet::{InvalidPacket, Packet};
 use crate::store::queue::IncomingId;
 use crate::store::queue::incoming::{self, Admission, Next};
 use crate::store::queue::pool::PoolItem;
-use crate::store::replay::{Claim, ReplayLog};
+use crate::store::replay::{Claim, Gate, ReplayLog};
 use crate::store::{Db, StoreError};
 
 /// Packets that one worker takes at once. They share one commit; more would keep the first waiting for the last.
@@ -141,7 +142,10 @@ enum Finding {
 impl Worker {
     fn run(&self, fed: &Mutex<Receiver<(IncomingId, Packet)>>) {
         while let Some(batch) = next_batch(fed) {
-            self.unwrap(batch);
+            // Whatever happens to one batch, the thread goes on; the batch comes again at the next start.
+            if catch_unwind(AssertUnwindSafe(|| self.unwrap(batch))).is_err() {
+                error!("packets could not be unwrapped");
+            }
         }
     }
 
@@ -168,21 +172,19 @@ impl Worker {
         Finding::Useless { id }
     }
 
-    /// `None` when the store cannot say whether the packet is new: it stays among the incoming until the next start.
+    /// `None` when the process ends before the store could say whether the packet is new: it stays among the incoming
+    /// until the next start.
     fn admit(&self, id: IncomingId, opened: unwrap::Opened<'_>, claims: &mut Vec<Claim>) -> Option<Finding> {
-        let mut gate = self.replay.gate();
+        let mut gate = Patient { gate: self.replay.gate(), stop: &self.stop };
         let admitted = match opened.admit(&mut gate) {
             Ok(admitted) => admitted,
             Err(NotAdmitted::Replay) => {
                 self.counters.replayed(1);
                 return Some(Finding::Useless { id });
             }
-            Err(NotAdmitted::Log(e)) => {
-                error!(error = %e, "the replay log cannot be read");
-                return None;
-            }
+            Err(NotAdmitted::Log(Stopped)) => return None,
         };
-        claims.extend(gate.into_claims());
+        claims.extend(gate.gate.into_claims());
         let (packet_key, replay_hash) = (admitted.packet_key(), admitted.replay_hash());
         let next = match admitted.process() {
             Ok(Outcome::Drop) => {
@@ -216,6 +218,33 @@ impl Worker {
                     thread::sleep(STORE_PAUSE);
                 }
             }
+        }
+    }
+}
+
+/// The replay log, asked again until it answers: these packets were answered RECEIVED.
+struct Patient<'l> {
+    gate: Gate<'l>,
+    stop: &'l CancellationToken,
+}
+
+/// The process ended before the log answered.
+#[derive(Debug)]
+struct Stopped;
+
+impl unwrap::ReplayLog for Patient<'_> {
+    type Error = Stopped;
+
+    fn admit(&mut self, packet_key: &Digest, replay_hash: &Digest) -> Result<Novelty, Stopped> {
+        loop {
+            match self.gate.admit(packet_key, replay_hash) {
+                Ok(novelty) => return Ok(novelty),
+                Err(e) => error!(error = %e, "packets wait: the replay log cannot be read"),
+            }
+            if self.stop.is_cancelled() {
+                return Err(Stopped);
+            }
+            thread::sleep(STORE_PAUSE);
         }
     }
 }

@@ -50,6 +50,7 @@ impl Mixing {
                 Ok(released) => self.ring(released),
                 Err(e) => error!(error = %e, "the pool cannot be mixed"),
             }
+            durable::wipe(&self.db).await;
         }
     }
 

@@ -15,7 +15,7 @@ use super::clock::World;
 use super::config::OutgoingConfig;
 use super::counters::Counters;
 use super::durable;
-use crate::net::connect::{self, ConnectConfig, Outcome, Unit};
+use crate::net::connect::{self, ConnectConfig, Outcome, Undelivered, Unit};
 use crate::store::queue::outgoing::{self, Destination};
 use crate::store::queue::{DestinationId, OutgoingId};
 use crate::store::{Db, StoreError};
@@ -101,9 +101,14 @@ impl Outgoing {
                 connect::deliver(&destination.next, units, &self.connect, self.world.now(), &self.stop).await;
             let (taken, refused): (Vec<_>, Vec<_>) =
                 delivery.outcomes.into_iter().partition(|(_, outcome)| *outcome == Outcome::Delivered);
-            self.forget(taken.into_iter().map(|(id, _)| id).collect()).await?;
+            let progress = !taken.is_empty();
+            self.forget(taken.into_iter().map(|(id, _)| id).collect()).await;
             if self.stop.is_cancelled() {
                 return Ok(());
+            }
+            // A connection has its time; what is left goes into the next.
+            if progress && matches!(delivery.failure, Some(Undelivered::LifetimeOver)) {
+                continue;
             }
             if !refused.is_empty() {
                 // Neither which mix nor how many packets: at this level the log is kept.
@@ -114,12 +119,11 @@ impl Outgoing {
         }
     }
 
-    async fn forget(&self, taken: Vec<OutgoingId>) -> Result<(), StoreError> {
-        if taken.is_empty() {
-            return Ok(());
+    async fn forget(&self, taken: Vec<OutgoingId>) {
+        if !taken.is_empty() {
+            self.counters.relayed(taken.len() as u64);
+            durable::note(&self.db, &self.stop, move |tx| outgoing::sent(tx, &taken)).await;
         }
-        self.counters.relayed(taken.len() as u64);
-        durable::write(&self.db, move |tx| outgoing::sent(tx, &taken)).await
     }
 
     async fn postpone(&self, destination: &Destination) -> Result<(), StoreError> {

@@ -110,11 +110,14 @@ pub struct Sender {
     pub counters: Counters,
     /// Time and chance.
     pub world: World,
+    /// Cancelled to stop the sender.
+    pub stop: CancellationToken,
 }
 
 impl Sender {
     /// Packs until stopped.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(self) {
+        let stop = self.stop.clone();
         let this = Arc::new(self);
         let mut news = this.network.news();
         while !stop.is_cancelled() {
@@ -156,7 +159,7 @@ impl Sender {
                 durable::write(&this.db, move |tx| outbox::postpone(tx, id, now + pause, &why)).await?;
             }
             Err(e) => {
-                error!(error = %e, "packing failed");
+                error!(panicked = e.is_panic(), "packing failed");
                 let pause = PAUSE.1;
                 durable::write(&this.db, move |tx| outbox::postpone(tx, id, now + pause, "packing failed")).await?;
             }
@@ -192,7 +195,9 @@ impl Sender {
                 })
             })
             .await?;
-            durable::write(&self.db, move |tx| outbox::injected(tx, &ids)).await?;
+            if durable::note(&self.db, &self.stop, move |tx| outbox::injected(tx, &ids)).await.is_none() {
+                return Ok(());
+            }
         }
     }
 

@@ -154,7 +154,7 @@ impl RunningNode {
     pub async fn ended(mut self) {
         while let Some(ended) = self.tasks.join_next().await {
             if let Err(e) = ended {
-                error!(error = %e, "a service of the node failed");
+                error!(panicked = e.is_panic(), "a service of the node failed");
             }
         }
         let threads = self.threads;
@@ -224,7 +224,7 @@ impl Node {
         let (threads, feeder) = incoming::start(&incoming, worker);
         tasks.spawn(async move {
             if let Err(e) = feeder.await {
-                error!(error = %e, "the feeder of the workers failed");
+                error!(panicked = e.is_panic(), "the feeder of the workers failed");
             }
         });
         tasks.spawn(listener.run(stop.clone()));
@@ -238,6 +238,7 @@ impl Node {
             smtp: smtp.map(Arc::new),
             mbox: mbox.map(Arc::new),
             fragments: config.fragments.clone(),
+            some_ready: Arc::new(true.into()),
         };
         tasks.spawn(service.run());
         if !network.directory.is_empty() {
@@ -399,7 +400,7 @@ async fn renew_link(
         match made.await {
             Ok(Ok(link)) => drop(renew.send_replace(Arc::new(link))),
             Ok(Err(e)) => error!(error = %e, "no new link key"),
-            Err(e) => error!(error = %e, "no new link key"),
+            Err(e) => error!(panicked = e.is_panic(), "no new link key"),
         }
     }
 }

@@ -30,7 +30,7 @@ const CHECKPOINT_PAGES: u32 = 4096;
 /// Statements kept prepared per connection; there are fewer different ones than this.
 const CACHED_STATEMENTS: usize = 256;
 /// Reading connections kept open between reads. More are opened when more threads read at once, and closed after.
-const IDLE_READERS: usize = 4;
+const IDLE_READERS: usize = 16;
 
 /// The tables of one owner, which may be another crate:
 ///
