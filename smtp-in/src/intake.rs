@@ -84,7 +84,7 @@ mod tests {
     fn each_recipient_has_a_mail_of_its_own() {
         let mail =
             "Subject: caf\u{e9}\r\nFrom: Alice <alice@example.net>\r\nIn-Reply-To: <1@x>\r\nX-Mailer: x\r\n\r\nhi\r\n";
-        let mails = mails(submission(mail), &UpTo(1000), 2, SystemTime::UNIX_EPOCH).unwrap();
+        let mails = mails(submission(mail), &UpTo(50_000), 2, SystemTime::UNIX_EPOCH).unwrap();
         let [bob, frida] = &mails[..] else { panic!("two recipients") };
         assert_eq!(bob.exit.info, b"bob@example.org");
         assert_eq!((frida.exit.info.as_slice(), frida.exit.via.as_deref()), (&b"frida"[..], Some("gamma")));
@@ -93,6 +93,16 @@ mod tests {
             assert_eq!(String::from_utf8_lossy(&mail.message), message);
             assert_eq!((mail.identity.as_str(), mail.reply_blocks), ("alice", 2));
         }
+    }
+
+    #[test]
+    fn mail_that_only_its_reply_blocks_make_too_long_is_refused() {
+        let mail = format!("\r\n{}\r\n", "x".repeat(600));
+        let taken = |reply_blocks| mails(submission(&mail), &UpTo(8000), reply_blocks, SystemTime::UNIX_EPOCH);
+        assert!(taken(0).is_ok());
+        // Half of 8000 is what the smaller exit takes, 3500 is what a reply block may need of it.
+        let refused = taken(1).unwrap_err();
+        assert!(matches!(refused, Refused::Exit(NoExit::TooLarge { limit: 500 })), "{refused}");
     }
 
     #[test]
