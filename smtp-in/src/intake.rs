@@ -4,6 +4,7 @@
 
 use std::time::SystemTime;
 
+use mix::payload::armor::MAX_SURB_TEXT_LEN;
 use mix::payload::headers::{self, InvalidHeader, MessageHeaders, encode_word};
 use mix::store::outbox::{Mail, OutboxExit};
 
@@ -22,13 +23,20 @@ pub(crate) fn mails(
     let Submission { identity, recipients, octets } = submission;
     let message = message(scrub(&octets)?)?;
     drop(octets);
+    // They travel with the text, and count for the exit as it does.
+    let blocks = usize::from(reply_blocks) * MAX_SURB_TEXT_LEN;
+    let for_text = |limit: u64| NoExit::TooLarge { limit: limit.saturating_sub(blocks as u64) };
+    let len = message.len() + blocks;
     let limit = exits.largest();
-    if u64::try_from(message.len()).is_ok_and(|len| len > limit) {
-        return Err(NoExit::TooLarge { limit }.into());
+    if len as u64 > limit {
+        return Err(for_text(limit).into());
     }
     let mut mails = Vec::with_capacity(recipients.len());
     for address in recipients {
-        exits.accepts(&address, message.len())?;
+        exits.accepts(&address, len).map_err(|why| match why {
+            NoExit::TooLarge { limit } => for_text(limit),
+            NoExit::NoNetwork | NoExit::Unsupported => why,
+        })?;
         let (routing_type, info) = address.routing();
         let via = address.server().map(|nickname| nickname.as_str().to_owned());
         mails.push(Mail {

@@ -22,6 +22,10 @@ const SURB_ARMOR_VERSION: &str = "0.2";
 /// Characters in a line of base64.
 const LINE_LEN: usize = 64;
 
+/// The longest armour of a reply block whose first mix has a host name of the DNS, at most 253 octets. Whoever writes
+/// reply blocks below a text has to know how much room to leave before they are made.
+pub const MAX_SURB_TEXT_LEN: usize = 3500;
+
 /// A message as an exit hands it over.
 #[derive(Clone, PartialEq, Eq)]
 pub enum ArmoredMessage {
@@ -345,7 +349,9 @@ fn dash_unescaped(text: &[u8]) -> Vec<u8> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{ArmoredMessage, InvalidArmor, MESSAGE, messages_from_text, surb_to_text, surbs_from_text};
+    use super::{
+        ArmoredMessage, InvalidArmor, MAX_SURB_TEXT_LEN, MESSAGE, messages_from_text, surb_to_text, surbs_from_text,
+    };
     use crate::crypto::KeyId;
     use crate::crypto::keyset::SharedSecret;
     use crate::packet::surb::{InvalidSurb, Surb};
@@ -367,6 +373,14 @@ mod tests {
             first_hop: NextHop::Host(HostRoute { host, port: 48099, key_id: KeyId([1; 20]) }),
             key: SharedSecret::new([2; 16]),
         }
+    }
+
+    #[test]
+    fn longest_reply_block_fits_the_room_left_for_it() {
+        let host = HostName::parse(&["x".repeat(63).as_str(); 4].join(".")[..253]).unwrap();
+        let first_hop = NextHop::Host(HostRoute { host, port: 48099, key_id: KeyId([1; 20]) });
+        let longest = surb_to_text(&Surb { first_hop, ..surb() }).len();
+        assert!((MAX_SURB_TEXT_LEN - 300..=MAX_SURB_TEXT_LEN - 1).contains(&longest), "{longest}");
     }
 
     #[test]
