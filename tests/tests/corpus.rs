@@ -27,7 +27,7 @@ fn cpython() -> Vec<PathBuf> {
         Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
     });
     let found = folders.filter_map(|folder| mails(&folder)).find(|mails| !mails.is_empty());
-    found.expect("the tests of Python 3: in Debian, the package libpython3-testsuite")
+    found.expect("the tests of Python 3: in Debian, the package libpython3.x-testsuite")
 }
 
 fn mails(folder: &Path) -> Option<Vec<PathBuf>> {
