@@ -1,6 +1,6 @@
 //! Mail clients that people use, from Debian, and Python's: none of them shares a line with this program.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::fs;
 use std::io::Write as _;
@@ -13,6 +13,9 @@ use mixgate_tests::mails::plain;
 use mixgate_tests::{PATIENCE, until};
 
 const TEXT: &str = "Ahoj, tady posílám příliš žluťoučkého koně.\n.\nЗдравствуйте! 漢字 🦆\n";
+
+/// Sends a mail with [`TEXT`] to an address.
+type Client = fn(&Demo, &str);
 
 /// Runs a client with the mail on its standard input.
 fn run(command: &mut Command, stdin: &[u8]) {
@@ -105,7 +108,7 @@ pop.quit()
 #[test]
 fn mail_of_every_client_is_delivered_readable() {
     let demo = Demo::start(None);
-    let clients: [(fn(&Demo, &str), &str, &str); 4] = [
+    let clients: [(Client, &str, &str); 4] = [
         (swaks, "by-swaks@example.org", "by swaks"),
         (msmtp, "by-msmtp@example.org", "by msmtp"),
         (curl, "by-curl@example.org", "by curl"),

@@ -3,7 +3,7 @@
 //!
 //! `MIXGATE_CORPUS` names further folders of mails, separated by colons.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
 use std::fs;

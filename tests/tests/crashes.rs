@@ -1,6 +1,6 @@
 //! kill -9 and SIGTERM: a mail that was answered 250 is on disk, and goes on from there.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpStream;

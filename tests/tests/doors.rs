@@ -1,6 +1,6 @@
 //! What a mail client may do at the doors of one network: own address, several recipients, limits, refusals.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;

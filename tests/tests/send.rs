@@ -1,6 +1,6 @@
 //! `demo --send`: the whole story without hands, and what it says when it has none to tell.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::fs;
 use std::path::PathBuf;
