@@ -130,7 +130,9 @@ pub struct OutgoingConfig {
 impl Default for OutgoingConfig {
     fn default() -> Self {
         let hours = |hours: u64| Duration::from_secs(hours * 3600);
+        // The reference begins with an hour; a mix that only restarts is back sooner.
         let retry = RetrySchedule::new(vec![
+            RetryStep { every: Duration::from_secs(5 * 60), during: hours(1) },
             RetryStep { every: hours(1), during: hours(24) },
             RetryStep { every: hours(7), during: hours(5 * 24) },
         ]);
