@@ -321,3 +321,125 @@ pub fn largest_for(directory: &Directory, exit: &Nickname, now: SystemTime) -> O
     let live = directory.live(now);
     live.iter().filter(|mix| mix.nickname() == exit).filter_map(|mix| mix.mbox().map(|mbox| mbox.max_size)).max()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use rand::SeedableRng;
+    use rand::rngs::StdRng;
+
+    use super::*;
+    use crate::crypto::pk::PrivateKey;
+    use crate::directory::{Delivery, DescriptorFields, DirectoryFields, Status, Trust, Voter};
+    use crate::packet::HostName;
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    const KB: u64 = 1024;
+    /// Of the directory server and of the mix.
+    static KEYS: LazyLock<[PrivateKey; 2]> =
+        LazyLock::new(|| [1, 2].map(|seed| PrivateKey::generate(2048, &mut StdRng::seed_from_u64(seed)).unwrap()));
+
+    /// Noon of some day.
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + 19_631 * DAY + DAY / 2
+    }
+
+    /// A directory of one exit, `gamma`, that does everything up to 128 KB, but for the changes.
+    fn directory(recommended: bool, change: impl FnOnce(&mut DescriptorFields)) -> Directory {
+        let ([server, mix], mut rng) = (&*KEYS, StdRng::seed_from_u64(3));
+        let midnight = now() - DAY / 2;
+        let delivery = Delivery { max_size: 128 * KB, allow_from: true };
+        let mut fields = DescriptorFields {
+            nickname: "gamma".parse().unwrap(),
+            published: midnight - DAY,
+            valid_after: midnight - DAY,
+            valid_until: midnight + 4 * DAY,
+            contact: "nobody".to_owned(),
+            contact_fingerprint: None,
+            comments: None,
+            packet_key: mix.public_key(),
+            software: "mixgate".to_owned(),
+            why_insecure: None,
+            listens_at: Some((HostName::parse("mix.example").unwrap(), 48099)),
+            connects: true,
+            smtp: Some(delivery),
+            mbox: Some(delivery),
+            fragmented: Some(100),
+        };
+        change(&mut fields);
+        let gamma = Arc::new(fields.sign(mix, &mut rng).unwrap());
+        let key_id = server.public_key().key_id();
+        let fields = DirectoryFields {
+            status: Status::Consensus,
+            valid_after: midnight,
+            valid_until: midnight + DAY,
+            recommended: recommended.then(|| gamma.nickname().clone()).into_iter().collect(),
+            voters: vec![Voter { key_id, url: "http://dir.example/".to_owned() }],
+            client_versions: Vec::new(),
+            server_versions: Vec::new(),
+            descriptors: vec![gamma],
+        };
+        let text = fields.sign(server, &mut rng).unwrap();
+        Directory::parse(&text, &Trust::new([key_id], 1).unwrap(), now()).unwrap()
+    }
+
+    /// What the exit of that directory is held to take: by e-mail, and for its own users.
+    fn largest(directory: &Directory) -> [Option<u64>; 2] {
+        [largest_mail(directory, now()), largest_for(directory, &"gamma".parse().unwrap(), now())]
+    }
+
+    #[test]
+    fn exit_that_reassembles_takes_what_it_says() {
+        assert_eq!(largest(&directory(true, |_| {})), [Some(128 * KB); 2]);
+        let unequal = directory(true, |fields| fields.mbox.as_mut().unwrap().max_size = 40 * KB);
+        assert_eq!(largest(&unequal), [Some(128 * KB), Some(40 * KB)]);
+    }
+
+    #[test]
+    fn exit_that_does_not_reassemble_takes_what_surely_fits_one_packet() {
+        assert_eq!(largest(&directory(true, |fields| fields.fragmented = None)), [Some(28_000); 2]);
+        let small = directory(true, |fields| {
+            fields.fragmented = None;
+            fields.smtp.as_mut().unwrap().max_size = 20 * KB;
+        });
+        assert_eq!(largest(&small), [Some(20 * KB), Some(28_000)]);
+    }
+
+    #[test]
+    fn exit_takes_no_more_fragments_than_it_says() {
+        let directory = directory(true, |fields| fields.fragmented = Some(3));
+        let [Some(mail), Some(mbox)] = largest(&directory) else { panic!("takes some") };
+        assert_eq!(mail, mbox);
+        let noise =
+            |len: u64| crate::crypto::stream::prng(&crate::crypto::stream::StreamKey::new([9; 16]), len as usize);
+        let prefix = Exit { exit_type: RoutingType::SMTP, address: vec![b'a'; 100] };
+        assert_eq!(encode::count(&noise(mail), Capacity::Plain, Some(&prefix)), Ok(3));
+        assert!(encode::count(&noise(mail + KB), Capacity::Plain, Some(&prefix)).unwrap() > 3, "{mail}");
+    }
+
+    #[test]
+    fn exit_that_forbids_the_from_address_takes_nothing() {
+        let strict = directory(true, |fields| {
+            fields.smtp.as_mut().unwrap().allow_from = false;
+            fields.mbox.as_mut().unwrap().allow_from = false;
+        });
+        assert_eq!(largest(&strict), [None; 2]);
+    }
+
+    #[test]
+    fn exit_that_is_not_recommended_takes_mail_for_its_own_users_alone() {
+        assert_eq!(largest(&directory(false, |_| {})), [None, Some(128 * KB)]);
+    }
+
+    #[test]
+    fn exit_whose_descriptor_ends_while_packets_travel_takes_nothing() {
+        let ending = directory(true, |fields| fields.valid_until = now() + DAY / 2);
+        assert_eq!(largest(&ending), [None; 2]);
+    }
+
+    #[test]
+    fn exit_that_takes_no_connections_takes_nothing() {
+        assert_eq!(largest(&directory(true, |fields| fields.listens_at = None)), [None; 2]);
+    }
+}
