@@ -27,8 +27,9 @@ impl KnownExits {
         let directory = self.network.directory().ok_or(NoExit::NoNetwork)?;
         let now = self.world.now();
         let largest = match to {
-            ExitAddress::Smtp(_) => sender::largest_mail(&directory, now),
-            ExitAddress::Mbox { server: Some(server), .. } => sender::largest_for(&directory, server, now),
+            ExitAddress::Smtp(_) | ExitAddress::Mbox { server: Some(_), .. } => {
+                sender::largest_message(&directory, to, now)
+            }
             ExitAddress::Mbox { server: None, .. } | ExitAddress::Drop | ExitAddress::Raw { .. } => None,
         };
         largest.ok_or(NoExit::Unsupported)
@@ -43,7 +44,7 @@ impl Exits for KnownExits {
 
     fn largest(&self) -> u64 {
         let directory = self.network.directory();
-        directory.and_then(|directory| sender::largest_mail(&directory, self.world.now())).unwrap_or(u64::MAX)
+        directory.and_then(|directory| sender::largest_of_all(&directory, self.world.now())).unwrap_or(u64::MAX)
     }
 }
 

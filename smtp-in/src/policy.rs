@@ -27,15 +27,15 @@ pub struct Policy {
 
 /// The exits, as far as the directory of the day knows them.
 pub trait Exits: Send + Sync {
-    /// Whether some exit delivers `message_len` octets (headers and text, uncompressed) to `to`. Asked with 0 when the
-    /// recipient is named, and with the length after the mail has come. Called between two reads of a socket: it must
+    /// Whether some exit delivers `message_len` octets (headers, text and reply blocks, uncompressed) to `to`. Asked with
+    /// 0 when the recipient is named, and with the length after the mail has come. Called between two reads of a socket: it must
     /// look something up, not go and ask.
     ///
     /// # Errors
     /// [`NoExit`], by what stands in the way.
     fn accepts(&self, to: &ExitAddress, message_len: usize) -> Result<(), NoExit>;
 
-    /// Octets of the longest message that any exit takes.
+    /// Octets of the longest message that any exit takes, reply blocks included.
     fn largest(&self) -> u64;
 }
 
@@ -51,7 +51,7 @@ pub enum NoExit {
     /// Too long for all exits that would.
     #[error("the text is too long: exits take at most {limit} octets")]
     TooLarge {
-        /// What they take.
+        /// What they take; in a reply to a client, what is left of it for headers and text.
         limit: u64,
     },
 }

@@ -18,7 +18,7 @@ use super::counters::Counters;
 use super::durable;
 use super::network::Network;
 use crate::crypto::SurbKey;
-use crate::directory::{Descriptor, Directory, Nickname};
+use crate::directory::{Descriptor, Directory};
 use crate::packet::build::{self, Exit, Hop, Unbuildable};
 use crate::packet::{NextHop, Packet, Payload, RoutingType, Surb};
 use crate::path::address::{ExitAddress, InvalidAddress};
@@ -26,6 +26,7 @@ use crate::path::select::{NoPath, Path, PathRequest, select};
 use crate::path::spec::{InvalidPathSpec, PathKind, PathSpec};
 use crate::path::valid::{self, BlockLists, Mixes, Target};
 use crate::payload::armor;
+use crate::payload::fragment::Fragmentation;
 use crate::payload::headers;
 use crate::payload::{Capacity, encode};
 use crate::store::outbox::{self, Mail, Waiting};
@@ -34,6 +35,11 @@ use crate::store::{Db, StoreError, keyring};
 
 /// How long a packet may take, so how long the mixes on its path must keep their keys (path-spec 3.4).
 const TRANSIT: Duration = Duration::from_secs(24 * 3600);
+/// Octets of text that a reply block becomes, at most: one of 2078 octets and the way to its first mix (22 and a host name
+/// of up to 255) makes 3190 octets of base64 and line ends; BEGIN, version, END and the line before make 90 more.
+pub const REPLY_BLOCK_TEXT_LEN: usize = 3300;
+/// Octets of a message that fits one packet even if it does not compress. Nearly 28,650, less what deflate adds.
+const SURELY_ONE_PACKET: u32 = 28_000;
 /// Packets moved to the pool in one step: two megabytes.
 const INJECT: usize = 64;
 /// The longest time between two looks at the outbox.
@@ -310,16 +316,60 @@ fn forward(payload: &Payload, exit: &Exit, path: &Path, dice: &mut Dice) -> Resu
     Ok((NextHop::Host(first), build::forward(payload, exit, &leg1, &leg2, dice)?))
 }
 
-/// What the exits of a directory take: the largest message for e-mail, in octets.
-pub fn largest_mail(directory: &Directory, now: SystemTime) -> Option<u64> {
-    let live = directory.live(now);
-    live.iter().filter_map(|mix| mix.smtp().map(|smtp| smtp.max_size)).max()
+/// Octets of the longest message, reply blocks included, that some exit surely delivers to an address. `None` if there is
+/// no exit for it. Selection chooses exits by the same rules, but when the message is packed: so this asks for the worst
+/// that may come. The message does not compress, and its sender chose the address in `From`.
+pub fn largest_message(directory: &Directory, to: &ExitAddress, now: SystemTime) -> Option<u64> {
+    let mixes = Mixes::of(directory, BlockLists::default());
+    let until = now + TRANSIT;
+    match to.server() {
+        Some(server) => {
+            let mix = mixes.named(server, now, until).filter(|mix| mix.supports_packets())?;
+            largest_at(mix, to)
+        }
+        None => mixes.choosable(now, until).into_iter().filter_map(|mix| largest_at(mix, to)).max(),
+    }
 }
 
-/// As [`largest_mail`], for the users of one exit.
-pub fn largest_for(directory: &Directory, exit: &Nickname, now: SystemTime) -> Option<u64> {
-    let live = directory.live(now);
-    live.iter().filter(|mix| mix.nickname() == exit).filter_map(|mix| mix.mbox().map(|mbox| mbox.max_size)).max()
+/// As [`largest_message`], to whatever address takes the longest.
+pub fn largest_of_all(directory: &Directory, now: SystemTime) -> Option<u64> {
+    let to_any = |routing_type| ExitAddress::Raw { routing_type, info: Vec::new() };
+    let mail = largest_message(directory, &to_any(RoutingType::SMTP), now);
+    let hosts = directory.live_during(now, now + TRANSIT);
+    let to_users = to_any(RoutingType::MBOX);
+    let users = hosts.iter().filter(|mix| mix.supports_packets()).filter_map(|mix| largest_at(mix, &to_users));
+    users.chain(mail).max()
+}
+
+/// Octets of the longest message that the mix surely delivers. What is shorter, it delivers too.
+fn largest_at(mix: &Descriptor, to: &ExitAddress) -> Option<u64> {
+    if !surely_delivers(mix, to, 0) {
+        return None;
+    }
+    // Halved until the two are neighbours: the first it delivers, the second it may not.
+    let (mut yes, mut no) = (0, u32::MAX);
+    while no - yes > 1 {
+        let middle = yes + (no - yes) / 2;
+        if surely_delivers(mix, to, middle) { yes = middle } else { no = middle }
+    }
+    Some(yes.into())
+}
+
+fn surely_delivers(mix: &Descriptor, to: &ExitAddress, message_len: u32) -> bool {
+    let may_be_fragmented = message_len > SURELY_ONE_PACKET;
+    let exit =
+        valid::Exit { address: to, message_size: message_len.into(), from: true, reassembled: may_be_fragmented };
+    let packets = if may_be_fragmented { most_packets(message_len, to) } else { 1 };
+    exit.check(mix, packets).is_ok()
+}
+
+/// Packets of a message that compression does not make shorter.
+fn most_packets(message_len: u32, to: &ExitAddress) -> usize {
+    // What deflate adds to noise is far below a thousandth; type and length of the address go before it.
+    let added = u64::from(message_len) / 1000 + 64 + 4 + to.routing().1.len() as u64;
+    let len = u32::try_from(u64::from(message_len) + added).unwrap_or(u32::MAX);
+    let fragments = Fragmentation::new(len, Capacity::Plain).map_or(1, |cut| cut.fragments());
+    usize::try_from(fragments).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -331,8 +381,10 @@ mod tests {
 
     use super::*;
     use crate::crypto::pk::PrivateKey;
+    use crate::crypto::stream::{StreamKey, prng};
+    use crate::crypto::{KeyId, SharedSecret};
     use crate::directory::{Delivery, DescriptorFields, DirectoryFields, Status, Trust, Voter};
-    use crate::packet::HostName;
+    use crate::packet::{HostName, HostRoute};
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
     const KB: u64 = 1024;
@@ -386,7 +438,8 @@ mod tests {
 
     /// What the exit of that directory is held to take: by e-mail, and for its own users.
     fn largest(directory: &Directory) -> [Option<u64>; 2] {
-        [largest_mail(directory, now()), largest_for(directory, &"gamma".parse().unwrap(), now())]
+        ["smtp:bob@example.org", "mbox:frida@gamma"]
+            .map(|to| largest_message(directory, &ExitAddress::parse(to).unwrap(), now()))
     }
 
     #[test]
@@ -409,11 +462,9 @@ mod tests {
     #[test]
     fn exit_takes_no_more_fragments_than_it_says() {
         let directory = directory(true, |fields| fields.fragmented = Some(3));
-        let [Some(mail), Some(mbox)] = largest(&directory) else { panic!("takes some") };
-        assert_eq!(mail, mbox);
-        let noise =
-            |len: u64| crate::crypto::stream::prng(&crate::crypto::stream::StreamKey::new([9; 16]), len as usize);
-        let prefix = Exit { exit_type: RoutingType::SMTP, address: vec![b'a'; 100] };
+        let [Some(mail), Some(_)] = largest(&directory) else { panic!("takes some") };
+        let noise = |len: u64| prng(&StreamKey::new([9; 16]), usize::try_from(len).unwrap());
+        let prefix = Exit { exit_type: RoutingType::SMTP, address: b"bob@example.org".to_vec() };
         assert_eq!(encode::count(&noise(mail), Capacity::Plain, Some(&prefix)), Ok(3));
         assert!(encode::count(&noise(mail + KB), Capacity::Plain, Some(&prefix)).unwrap() > 3, "{mail}");
     }
@@ -436,6 +487,26 @@ mod tests {
     fn exit_whose_descriptor_ends_while_packets_travel_takes_nothing() {
         let ending = directory(true, |fields| fields.valid_until = now() + DAY / 2);
         assert_eq!(largest(&ending), [None; 2]);
+    }
+
+    #[test]
+    fn largest_of_all_is_what_the_best_address_takes() {
+        let unequal = directory(true, |fields| fields.smtp.as_mut().unwrap().max_size = 40 * KB);
+        assert_eq!(largest_of_all(&unequal, now()), Some(128 * KB));
+        assert_eq!(largest_of_all(&directory(true, |fields| fields.fragmented = None), now()), Some(28_000));
+    }
+
+    #[test]
+    fn text_of_a_reply_block_is_no_longer_than_is_deducted() {
+        let host = HostName::parse(&"m".repeat(255)).unwrap();
+        let surb = Surb {
+            header: Box::new([7; crate::packet::HEADER_LEN]),
+            use_by: 1_795_395_600,
+            first_hop: NextHop::Host(HostRoute { host, port: 48099, key_id: KeyId([1; 20]) }),
+            key: SharedSecret::new([2; 16]),
+        };
+        let len = armor::surb_to_text(&surb).len() + "\n".len();
+        assert!((REPLY_BLOCK_TEXT_LEN - 100..=REPLY_BLOCK_TEXT_LEN).contains(&len), "{len}");
     }
 
     #[test]
