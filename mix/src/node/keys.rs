@@ -191,6 +191,7 @@ fn write_key(path: &Path, key: &PrivateKey) -> Result<(), KeyError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crypto::pk::PacketKey;
 
     fn made_in(folder: &Path, now: SystemTime) -> NodeKeys {
         NodeKeys::load_or_make(folder, 30 * DAY, now, &mut rand::rng()).unwrap()
@@ -222,6 +223,32 @@ mod tests {
         assert_eq!(later.packet_keys.len(), 1);
         assert_eq!(later.erased[0].public_key(), first);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 2, "identity and one packet key");
+    }
+
+    #[test]
+    fn restart_in_the_second_half_makes_a_new_packet_key_beside_the_old() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("keys");
+        let now = SystemTime::UNIX_EPOCH + 20_000 * DAY;
+        let first = made_in(&folder, now);
+        let on_day_14 = made_in(&folder, now + 14 * DAY);
+        assert_eq!(on_day_14.packet_keys.len(), 1, "more than half is left");
+        let on_day_16 = made_in(&folder, now + 16 * DAY);
+        let [newest, oldest] = &on_day_16.packet_keys[..] else { panic!("both are loaded") };
+        assert_eq!(oldest.key.public_key(), first.packet_keys[0].key.public_key());
+        assert!(oldest.valid_until < newest.valid_until, "the first is the one that the descriptor names");
+        assert_eq!(newest.valid_after, now + 16 * DAY);
+        for dated in &on_day_16.packet_keys {
+            assert_opens(dated);
+        }
+        assert_eq!(made_in(&folder, now + 16 * DAY).packet_keys.len(), 2, "the new one is new enough");
+    }
+
+    /// A packet built for the public key is opened by the loaded one.
+    fn assert_opens(dated: &DatedKey) {
+        let packet_key = PacketKey::new(&dated.key).unwrap();
+        let sealed = dated.key.public_key().encrypt(b"subheader", &mut rand::rng()).unwrap();
+        assert_eq!(packet_key.decrypt(sealed.as_slice().try_into().unwrap()).unwrap().as_slice(), b"subheader");
     }
 
     #[test]
