@@ -22,6 +22,9 @@ const IDENTITY_BITS: u32 = 2048;
 const PACKET_KEY_BITS: u32 = 2048;
 /// How long an expired packet key still opens packets: what was built before it expired may arrive after.
 const OVERLAP: Duration = Duration::from_secs(24 * 3600);
+/// A start makes the next packet key when less than this part of the lifetime is left. Keys are made at starts only, and
+/// reply blocks, which live for a week, use no mix whose key ends before they do: a key of 30 days must not be used up.
+const RENEWED_AT: u32 = 2;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Why the keys could not be had. The operator must mend the folder.
@@ -84,7 +87,8 @@ pub struct NodeKeys {
 }
 
 impl NodeKeys {
-    /// Loads the keys under `folder`, makes what is missing, and erases packet keys whose time and overlap are over.
+    /// Loads the keys under `folder`, makes what is missing or, of packet keys, soon will be, and erases packet keys whose
+    /// time and overlap are over.
     ///
     /// # Errors
     /// [`KeyError`].
@@ -97,7 +101,8 @@ impl NodeKeys {
         private_folder(folder)?;
         let identity = load_or_make_identity(folder, rng)?;
         let mut packet_keys = load_packet_keys(folder)?;
-        let current = |key: &DatedKey| key.valid_after <= now && now + OVERLAP < key.valid_until;
+        let left = (lifetime / RENEWED_AT).max(OVERLAP);
+        let current = |key: &DatedKey| key.valid_after <= now && now + left < key.valid_until;
         if !packet_keys.iter().any(current) {
             packet_keys.push(make_packet_key(folder, lifetime, now, rng)?);
         }
