@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use mix::crypto::Digest;
 use mix::deliver::mbox::{LocalMailboxes, NotDelivered};
+use mix::directory::Nickname;
 use mix::node::World;
 use mix::node::network::Network;
 use mix::node::sender;
@@ -20,12 +21,20 @@ use crate::accounts::Accounts;
 pub(crate) struct KnownExits {
     pub(crate) network: Network,
     pub(crate) world: World,
+    /// The node in this process that keeps mail for these accounts, if there is one.
+    pub(crate) own: Option<(Nickname, Accounts)>,
 }
 
 impl KnownExits {
     fn largest_for(&self, to: &ExitAddress) -> Result<u64, NoExit> {
         let directory = self.network.directory().ok_or(NoExit::NoNetwork)?;
         let now = self.world.now();
+        if let (ExitAddress::Mbox { name, server: Some(server) }, Some((own, accounts))) = (to, &self.own)
+            && server == own
+            && !accounts.contains(name)
+        {
+            return Err(NoExit::Unsupported);
+        }
         let largest = match to {
             ExitAddress::Smtp(_) | ExitAddress::Mbox { server: Some(_), .. } => {
                 sender::largest_message(&directory, to, now)

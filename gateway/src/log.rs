@@ -19,6 +19,11 @@ pub fn init(level: LogLevel) {
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
+    std::panic::set_hook(Box::new(|panic| {
+        // Where, never what: the words of a panic may be those of a mail.
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "a bug: please report this line");
+    }));
     // Fails when a subscriber is set already, as in tests that start several gateways in one process.
     let _ = tracing_subscriber::registry().with(targets).with(lines).try_init();
 }

@@ -1,29 +1,33 @@
 //! Puts the roles together, in the order in which they need each other, and takes them apart again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mix::crypto::KeyId;
 use mix::directory::Descriptor;
+use mix::node::config::NodeConfig;
 use mix::node::directory::{DirectoryError, DirectoryServer};
+use mix::node::durable;
 use mix::node::keys::{self, KeyError};
 use mix::node::network::{InvalidNetwork, Network};
 use mix::node::sender::{Sender, Style};
 use mix::node::{Counters, Counts, Node, NodeError, Parts, RunningNode, Sending, World};
 use mix::path::{ExitAddress, InvalidAddress, InvalidPathSpec};
 use mix::store::db::private_folder;
-use mix::store::inbox::Arrival;
+use mix::store::inbox::{self, Arrival};
 use mix::store::queue;
-use mix::store::{Db, GATEWAY_SCHEMAS, StoreError, keyring};
+use mix::store::{Db, GATEWAY_SCHEMAS, StoreError, fragments, keyring};
 use pop_out::collector;
 use pop_out::maildrop;
 use smtp_in::error::NotServing;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -33,6 +37,13 @@ use crate::doors::{Inbox, KnownExits, WatchedOutbox};
 
 /// The longest time between two looks at the inbox.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// How often what has become old is removed.
+const CLEANING: Duration = Duration::from_secs(3600);
+/// How long the fragments of an incomplete answer are kept: whoever answers may do so over weeks. After that they make
+/// room for others, or strangers could fill it for ever.
+const KEEP_INCOMPLETE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// How long is remembered what has arrived, so that it does not arrive twice.
+const REMEMBER: Duration = Duration::from_secs(60 * 24 * 3600);
 
 /// Why a process could not be started. The operator must mend what is named.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +99,16 @@ pub enum StartError {
         /// What is wrong.
         source: InvalidAddress,
     },
+    /// Nobody keeps the answers.
+    #[error(
+        "gateway.identities: reply_to of {name}: answers arrive at the node in this process alone; enable [node] and [node.mbox] and name it: mbox:{name}@{node}"
+    )]
+    NoMailbox {
+        /// Whose.
+        name: String,
+        /// What the node in this process is called.
+        node: String,
+    },
     /// The interval of the sender is zero.
     #[error("gateway.sender.interval must be longer than nothing")]
     Interval,
@@ -103,6 +124,7 @@ impl StartError {
             | Self::Path(_)
             | Self::Identity { .. }
             | Self::ReplyTo { .. }
+            | Self::NoMailbox { .. }
             | Self::Interval
             | Self::Smtp(NotServing::Config(_)) => true,
             Self::Directory(e) => !matches!(e, DirectoryError::Files(_) | DirectoryError::Listener(_)),
@@ -213,13 +235,31 @@ impl Running {
         self.node.as_ref().map(|node| &node.db)
     }
 
+    /// Returns when a service of any role has ended, or failed, which none should before [`Running::stop`].
+    pub async fn service_ended(&mut self) {
+        let Self { tasks, node, sending, .. } = self;
+        tokio::select! {
+            Some(ended) = tasks.join_next() => report(ended),
+            () = async {
+                match node {
+                    Some(node) => node.service_ended().await,
+                    None => pending().await,
+                }
+            } => {}
+            () = async {
+                match sending {
+                    Some(sending) => sending.service_ended().await,
+                    None => pending().await,
+                }
+            } => {}
+        }
+    }
+
     /// Stops all roles and waits until they have: what was taken is on disk.
     pub async fn stop(mut self) {
         self.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {
-            if let Err(e) = ended {
-                error!(error = %e, "a service failed");
-            }
+            report(ended);
         }
         if let Some(sending) = self.sending.take() {
             sending.ended().await;
@@ -247,6 +287,9 @@ impl Running {
             self.network = Some(Network::new(config.network.clone(), file, world.clone())?);
         }
         let mailroom = if config.gateway.enabled { Some(mailroom(&config.gateway, &world)?) } else { None };
+        if let Some(mailroom) = &mailroom {
+            check_mailboxes(mailroom, &config.node)?;
+        }
         let parts = Parts {
             world: world.clone(),
             counters: self.counters.clone(),
@@ -300,8 +343,10 @@ impl Running {
         let outbox_bell = Arc::new(Notify::new());
         let world = parts.world.clone();
 
+        let keeps_mail = self.descriptor.as_ref().filter(|node| node.mbox().is_some());
+        let own = keeps_mail.map(|node| (node.nickname().clone(), accounts.clone()));
         let house = smtp_in::policy::House {
-            exits: Arc::new(KnownExits { network: network.clone(), world: world.clone() }),
+            exits: Arc::new(KnownExits { network: network.clone(), world: world.clone(), own }),
             accounts: Arc::new(accounts.clone()),
             outbox: Arc::new(WatchedOutbox { db: db.clone(), bell: Arc::clone(&outbox_bell) }),
         };
@@ -340,6 +385,13 @@ impl Running {
     }
 }
 
+/// Says that a service failed; never with what words, which may be a mail's.
+fn report(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(e) = ended {
+        error!(panicked = e.is_panic(), "a service failed");
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         self.stop.cancel();
@@ -364,6 +416,20 @@ fn mailroom(config: &GatewayConfig, world: &World) -> Result<Mailroom, StartErro
     Ok(Mailroom { db, accounts: Accounts::new(&config.identities), reply_to, inbox_bell: Arc::new(Notify::new()) })
 }
 
+/// Answers arrive where the gateway can read them: at the node in this process.
+fn check_mailboxes(mailroom: &Mailroom, node: &NodeConfig) -> Result<(), StartError> {
+    let kept = |address: &ExitAddress| match address {
+        ExitAddress::Mbox { server: Some(server), .. } => {
+            node.enabled && node.mbox.enabled && server.as_str().eq_ignore_ascii_case(&node.nickname)
+        }
+        _ => false,
+    };
+    match mailroom.reply_to.iter().find(|(_, address)| !kept(address)) {
+        None => Ok(()),
+        Some((name, _)) => Err(StartError::NoMailbox { name: name.clone(), node: node.nickname.clone() }),
+    }
+}
+
 fn check_identities(identities: &[IdentityConfig]) -> Result<(), StartError> {
     let mut names = BTreeSet::new();
     for identity in identities {
@@ -383,22 +449,42 @@ fn mailboxes(mailroom: &Mailroom, world: &World) -> Arc<dyn mix::deliver::mbox::
     })
 }
 
-/// Moves what arrives into the maildrops, decoded.
+/// Moves what arrives into the maildrops, decoded, and removes what has become old.
 async fn collect(db: Db, bell: Arc<Notify>, world: World, stop: CancellationToken) {
+    let mut cleaning = interval(CLEANING);
     while !stop.is_cancelled() {
-        let (db, now, mut dice) = (db.clone(), world.now(), world.dice());
-        let collected = tokio::task::spawn_blocking(move || collector::run_once(&db, now, &mut dice)).await;
+        let (mail, now, mut dice) = (db.clone(), world.now(), world.dice());
+        let collected = tokio::task::spawn_blocking(move || collector::run_once(&mail, now, &mut dice)).await;
         match collected {
-            Ok(Ok(_)) => {}
+            Ok(Ok(0)) => {}
+            // What was decoded stands in the log of the database as it came.
+            Ok(Ok(_)) => durable::wipe(&db).await,
             Ok(Err(e)) => error!(error = %e, "what arrived cannot be put into the maildrops"),
-            Err(e) => error!(error = %e, "what arrived cannot be opened"),
+            Err(e) => error!(panicked = e.is_panic(), "what arrived cannot be opened"),
         }
         tokio::select! {
             () = bell.notified() => {}
+            _ = cleaning.tick() => clean(&db, &world).await,
             () = tokio::time::sleep(LOOK_AGAIN) => {}
             () = stop.cancelled() => {}
         }
     }
+}
+
+/// Removes fragments whose message never became complete, and what was remembered of old arrivals.
+async fn clean(db: &Db, world: &World) {
+    let now = world.now();
+    let before = |age| now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+    let (incomplete, remembered) = (before(KEEP_INCOMPLETE), before(REMEMBER));
+    let cleaned = durable::write(db, move |tx| {
+        fragments::expire(tx, incomplete, now)?;
+        fragments::prune(tx, remembered)?;
+        inbox::prune(tx, remembered)
+    });
+    if let Err(e) = cleaned.await {
+        error!(error = %e, "old fragments cannot be removed");
+    }
+    durable::wipe(db).await;
 }
 
 async fn bind(address: SocketAddr, role: &'static str) -> Result<TcpListener, StartError> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Failed, asked_to_stop};
+use super::{Failed, StopSignals};
 use crate::demo::{Demo, Options, Story};
 use crate::{config, log};
 
@@ -67,9 +67,13 @@ pub(super) async fn run(arguments: DemoArguments) -> Result<(), Failed> {
         interval: arguments.interval,
         home: arguments.home,
     };
+    let mut signals = StopSignals::listen()?;
+    if let Some(file) = &arguments.ready {
+        Demo::unannounce(file)?;
+    }
     let demo = tokio::select! {
         demo = Demo::start(options) => demo?,
-        stopped = asked_to_stop() => return Ok(stopped?),
+        () = signals.asked() => return Ok(()),
     };
     if let Some(file) = &arguments.ready {
         demo.announce(file)?;
@@ -77,13 +81,13 @@ pub(super) async fn run(arguments: DemoArguments) -> Result<(), Failed> {
     let ended = match story {
         Some(story) => tokio::select! {
             told = story.tell(&demo) => told.map_err(Failed::from),
-            stopped = asked_to_stop() => Ok(stopped?),
+            () = signals.asked() => Ok(()),
         },
         None => {
             demo.explain();
             tokio::select! {
                 () = demo.watch() => Ok(()),
-                stopped = asked_to_stop() => Ok(stopped?),
+                () = signals.asked() => Ok(()),
             }
         }
     };

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Failed, asked_to_stop};
+use super::{Failed, StopSignals};
 use crate::{Config, Gateway, log};
 
 /// Variables with our prefix that are no settings: the options of the command line that may stand in them.
@@ -35,11 +35,18 @@ pub(super) async fn run(arguments: RunArguments) -> Result<(), Failed> {
     let loaded = mixgate_conf::load::<Config>(Some(&arguments.config), environment, &RESERVED, &arguments.settings);
     let config = loaded.map_err(Failed::configuration)?;
     log::init(config.log.level);
-    let running = Gateway::start(config)
-        .await
-        .map_err(|e| if e.is_configuration() { Failed::configuration(e) } else { Failed::from(e) })?;
-    asked_to_stop().await?;
+    let mut signals = StopSignals::listen()?;
+    let started = Gateway::start(config).await;
+    let mut running =
+        started.map_err(|e| if e.is_configuration() { Failed::configuration(e) } else { Failed::from(e) })?;
+    let ended = tokio::select! {
+        () = signals.asked() => Ok(()),
+        () = running.service_ended() => Err(anyhow::anyhow!("a service has ended that should not; see the log").into()),
+    };
     tracing::info!("stopping");
-    running.stop().await;
-    Ok(())
+    tokio::select! {
+        () = running.stop() => ended,
+        // Whoever asks twice does not want to wait. What was accepted is on disk.
+        () = signals.asked() => ended,
+    }
 }

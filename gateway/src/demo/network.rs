@@ -22,7 +22,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::outside::Outside;
-use super::state::{NodeState, State, loopback};
+use super::state::{NodeState, State, loopback, replace_file};
 use crate::config::{Config, GatewayConfig, IdentityConfig};
 use crate::{Gateway, Running};
 
@@ -175,31 +175,46 @@ impl Demo {
             "nodes": nodes,
             "directory": directory_url(&self.state),
         });
-        let temporary = file.with_extension("new");
-        std::fs::write(&temporary, format!("{ready}\n")).with_context(|| format!("writing {}", temporary.display()))?;
-        std::fs::rename(&temporary, file).with_context(|| format!("writing {}", file.display()))
+        replace_file(file, format!("{ready}\n").as_bytes()).with_context(|| format!("writing {}", file.display()))
+    }
+
+    /// Removes what an earlier run has announced: whoever waits for `file` shall not read of ports that are gone.
+    pub(crate) fn unannounce(file: &Path) -> anyhow::Result<()> {
+        match std::fs::remove_file(file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(e).with_context(|| format!("removing {}", file.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Says what to type into a mail client.
-    #[expect(clippy::print_stdout, reason = "this is what the user came for")]
     pub(crate) fn explain(&self) {
         let (user, password) = self.login();
-        println!(
-            "A network of {} mixes is up on this machine. In Thunderbird, set up an account by hand:",
-            self.nodes.len()
+        let text = format!(
+            "A network of {} mixes is up on this machine. In Thunderbird, set up an account by hand:
+
+    your name, address    anything, and {address}
+    incoming server       POP3, {}, port {}
+    outgoing server       SMTP, {}, port {}
+    connection security   none (it is this machine)
+    authentication        password, transmitted insecurely
+    user name, password   {user}, {password}
+
+Mail to any address ends in {}.
+Mail to {address} goes through the mixes and comes back to you.
+Ctrl-C ends it.
+",
+            self.nodes.len(),
+            self.pop3().ip(),
+            self.pop3().port(),
+            self.smtp().ip(),
+            self.smtp().port(),
+            self.outside.maildir.join("new").display(),
+            address = self.address(),
         );
-        println!();
-        println!("    your name, address    anything, and {}", self.address());
-        println!("    incoming server       POP3, {}, port {}", self.pop3().ip(), self.pop3().port());
-        println!("    outgoing server       SMTP, {}, port {}", self.smtp().ip(), self.smtp().port());
-        println!("    connection security   none (it is this machine)");
-        println!("    authentication        password, transmitted insecurely");
-        println!("    user name, password   {user}, {password}");
-        println!();
-        println!("Mail to any address ends in {}.", self.outside.maildir.display());
-        println!("Mail to {} goes through the mixes and comes back to you.", self.address());
-        println!("Ctrl-C ends it.");
-        println!();
+        // Whoever has closed the output does not want to read it; the network goes on.
+        let _ = writeln!(std::io::stdout(), "{text}");
     }
 
     /// Shows what happens, as counts, for ever.
@@ -244,15 +259,11 @@ impl Demo {
 }
 
 /// One line that is written over on a terminal, one below the other elsewhere.
-#[expect(clippy::print_stdout, reason = "this is what the user came for")]
 fn show(line: &str, terminal: bool, last_len: usize) {
-    if terminal {
-        print!("\r{line:last_len$}");
-        // A terminal that is gone is no reason to stop.
-        let _ = std::io::stdout().flush();
-    } else {
-        println!("{line}");
-    }
+    let mut out = std::io::stdout();
+    // An output that is gone is no reason to stop.
+    let _ = if terminal { write!(out, "\r{line:last_len$}") } else { writeln!(out, "{line}") };
+    let _ = out.flush();
 }
 
 /// The folder given, or a temporary one that goes away at the end. Private: keys and mail are in it.

@@ -49,7 +49,8 @@ impl State {
         let path = home.join("demo.json");
         if !path.exists() {
             let state = Self::make(nodes)?;
-            state.keep(&path).with_context(|| format!("writing {}", path.display()))?;
+            replace_file(&path, &serde_json::to_vec_pretty(&state)?)
+                .with_context(|| format!("writing {}", path.display()))?;
             return Ok(state);
         }
         let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -80,14 +81,16 @@ impl State {
                 .collect::<anyhow::Result<_>>()?,
         })
     }
+}
 
-    fn keep(&self, path: &Path) -> anyhow::Result<()> {
-        let temporary = path.with_extension("new");
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(&serde_json::to_vec_pretty(self)?)?;
-        file.sync_all()?;
-        Ok(fs::rename(&temporary, path)?)
-    }
+/// Writes a file for its owner's eyes alone: whole, or not at all.
+pub(super) fn replace_file(path: &Path, octets: &[u8]) -> std::io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    file.write_all(octets)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
 }
 
 fn password() -> String {

@@ -12,6 +12,7 @@ use lettre::address::Envelope;
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Tokio1Executor};
 use mail_parser::MessageParser;
+use smtp_in::recipient::MBOX_DOMAIN;
 use tokio::time::{sleep, timeout};
 
 use super::network::Demo;
@@ -35,9 +36,14 @@ impl Story {
     /// `timeout`.
     pub(crate) fn read(mail: &Path, to: Vec<String>, answer: Option<&Path>, timeout: Duration) -> anyhow::Result<Self> {
         let octets = read(mail)?;
-        let recipients = if to.is_empty() { recipients_of(&octets) } else { to };
+        let mut recipients = if to.is_empty() { recipients_of(&octets) } else { to };
         if recipients.is_empty() {
             bail!("{} names no recipient; give one with --to", mail.display());
+        }
+        recipients.sort();
+        recipients.dedup();
+        if let Some(inside) = recipients.iter().find(|address| address.ends_with(MBOX_DOMAIN)) {
+            bail!("mail to {inside} does not come to the outside world, which --send waits for");
         }
         let answer = answer.map_or_else(|| Ok(ANSWER.into()), read)?;
         Ok(Self { mail: octets, recipients, answer, timeout })

@@ -35,9 +35,6 @@ use crate::store::{Db, StoreError, keyring};
 
 /// How long a packet may take, so how long the mixes on its path must keep their keys (path-spec 3.4).
 const TRANSIT: Duration = Duration::from_secs(24 * 3600);
-/// Octets of text that a reply block becomes, at most: one of 2078 octets and the way to its first mix (22 and a host name
-/// of up to 255) makes 3190 octets of base64 and line ends; BEGIN, version, END and the line before make 90 more.
-pub const REPLY_BLOCK_TEXT_LEN: usize = 3300;
 /// Octets of a message that fits one packet even if it does not compress. Nearly 28,650, less what deflate adds.
 const SURELY_ONE_PACKET: u32 = 28_000;
 /// Packets moved to the pool in one step: two megabytes.
@@ -382,9 +379,8 @@ mod tests {
     use super::*;
     use crate::crypto::pk::PrivateKey;
     use crate::crypto::stream::{StreamKey, prng};
-    use crate::crypto::{KeyId, SharedSecret};
     use crate::directory::{Delivery, DescriptorFields, DirectoryFields, Status, Trust, Voter};
-    use crate::packet::{HostName, HostRoute};
+    use crate::packet::HostName;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
     const KB: u64 = 1024;
@@ -494,19 +490,6 @@ mod tests {
         let unequal = directory(true, |fields| fields.smtp.as_mut().unwrap().max_size = 40 * KB);
         assert_eq!(largest_of_all(&unequal, now()), Some(128 * KB));
         assert_eq!(largest_of_all(&directory(true, |fields| fields.fragmented = None), now()), Some(28_000));
-    }
-
-    #[test]
-    fn text_of_a_reply_block_is_no_longer_than_is_deducted() {
-        let host = HostName::parse(&"m".repeat(255)).unwrap();
-        let surb = Surb {
-            header: Box::new([7; crate::packet::HEADER_LEN]),
-            use_by: 1_795_395_600,
-            first_hop: NextHop::Host(HostRoute { host, port: 48099, key_id: KeyId([1; 20]) }),
-            key: SharedSecret::new([2; 16]),
-        };
-        let len = armor::surb_to_text(&surb).len() + "\n".len();
-        assert!((REPLY_BLOCK_TEXT_LEN - 100..=REPLY_BLOCK_TEXT_LEN).contains(&len), "{len}");
     }
 
     #[test]

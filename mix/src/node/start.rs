@@ -150,12 +150,15 @@ pub struct RunningNode {
 }
 
 impl RunningNode {
+    /// Returns when a service has ended, or failed; before the node is asked to stop, none should.
+    pub async fn service_ended(&mut self) {
+        report(self.tasks.join_next().await);
+    }
+
     /// Waits until all services have ended; they do when the token of [`Parts`] is cancelled.
     pub async fn ended(mut self) {
         while let Some(ended) = self.tasks.join_next().await {
-            if let Err(e) = ended {
-                error!(panicked = e.is_panic(), "a service of the node failed");
-            }
+            report(Some(ended));
         }
         let threads = self.threads;
         let joined = tokio::task::spawn_blocking(move || {
@@ -168,6 +171,13 @@ impl RunningNode {
         // A worker that failed has been reported by now.
         let _ = joined.await;
         self.db.close();
+    }
+}
+
+/// Says that a service failed; never with what words, which may be a mail's.
+fn report(ended: Option<Result<(), tokio::task::JoinError>>) {
+    if let Some(Err(e)) = ended {
+        error!(panicked = e.is_panic(), "a service of the node failed");
     }
 }
 
@@ -265,6 +275,11 @@ impl Sending {
         let carry = Carry { db, pool: Pool::Timed, interval, own: None };
         carry.spawn(&mut tasks, Bells::default(), outgoing, parts.counters, parts.world, parts.stop);
         Self { tasks }
+    }
+
+    /// As [`RunningNode::service_ended`].
+    pub async fn service_ended(&mut self) {
+        report(self.tasks.join_next().await);
     }
 
     /// As [`RunningNode::ended`].

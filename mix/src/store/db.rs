@@ -411,7 +411,7 @@ pub enum StoreError {
         what: &'static str,
     },
     /// A step panicked, and was rolled back.
-    #[error("a step panicked: {message}")]
+    #[error("a step panicked")]
     Panicked {
         /// The panic's message.
         message: String,
