@@ -300,6 +300,9 @@ async fn half_hearted_peer(answered: usize, hang_up: bool) -> (SocketAddr, JoinH
         if !hang_up {
             std::future::pending::<()>().await;
         }
+        // Hangs up in good order: a socket that is closed with octets unread takes back what it has just said.
+        let _ = link.shutdown().await;
+        while link.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
     });
     (address, task)
 }
