@@ -40,7 +40,7 @@ pub async fn read<T: Send + 'static>(
     spawn_blocking(move || db.read(look)).await.unwrap_or(Err(StoreError::Closed))
 }
 
-/// As [`write`], but tried again until the store takes it: for what has happened outside already, and would happen twice
+/// As [`write()`], but tried again until the store takes it: for what has happened outside already, and would happen twice
 /// if it were not noted. `None` when stopped before.
 pub async fn note<T: Send + 'static>(
     db: &Db,
