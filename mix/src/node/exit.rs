@@ -532,6 +532,28 @@ mod tests {
         assert_eq!(exited.mailbox.messages(), vec![message]);
     }
 
+    /// A message of noise of so many octets as fragments, and what is left of the exit queue when they are delivered.
+    async fn fragmented(exited: &Exited, len: usize) -> Vec<Vec<u8>> {
+        let mut dice = exited.service.world.dice();
+        let mut message = vec![b'\n'; len];
+        dice.fill_bytes(&mut message[1..]);
+        let frida = Exit { exit_type: RoutingType::MBOX, address: b"frida".to_vec() };
+        for payload in encode::encode(&message, Capacity::Plain, Some(&frida), &mut dice).unwrap() {
+            exited.queue_payload(RoutingType::FRAGMENT, None, payload.into_payload().unwrap());
+        }
+        exited.deliver_all().await;
+        exited.mailbox.messages()
+    }
+
+    #[tokio::test]
+    async fn exit_puts_together_as_many_fragments_as_its_descriptor_says() {
+        let mut exited = exit();
+        exited.service.mbox = Some(Arc::new(MboxWay { mailboxes: exited.mailbox.clone(), max_size: 1 << 20 }));
+        // The limit of 200,000 octets is seven blocks, cut as eight: eleven fragments, and so is what is a little longer.
+        assert_eq!(fragmented(&exited, 220_000).await.len(), 1);
+        assert_eq!(fragmented(&exited, 230_000).await.len(), 1, "sixteen blocks: beyond what the descriptor says");
+    }
+
     #[tokio::test]
     async fn payload_that_is_no_fragment_is_dropped_where_fragments_are_expected() {
         let exited = exit();
