@@ -298,7 +298,7 @@ struct PeerVerifier {
 impl PeerVerifier {
     fn check_chain(&self, leaf: &[u8], others: &[CertificateDer<'_>]) -> Result<(), LinkError> {
         let [identity] = others else { return Err(LinkError::ChainLength { found: 1 + others.len() }) };
-        let (leaf, identity) = (parse(leaf)?, parse(identity)?);
+        let (leaf_der, leaf, identity) = (leaf, parse(leaf)?, parse(identity)?);
         let identity_key = public_key(&identity)?;
         let found = identity_key.key_id();
         if found != self.expected {
@@ -306,6 +306,9 @@ impl PeerVerifier {
         }
         public_key(&leaf)?;
         check_certificate_signature(&leaf, &identity_key)?;
+        if leaf_der != envelope_of(&leaf) {
+            return Err(LinkError::Certificate);
+        }
         // The identity certificate is only the envelope of a key that is known already: its dates say nothing.
         let validity = leaf.validity();
         if self.now < validity.not_before.timestamp() {
@@ -414,6 +417,29 @@ fn parse(der: &[u8]) -> Result<X509Certificate<'_>, LinkError> {
         Ok(([], certificate)) => Ok(certificate),
         _ => Err(LinkError::Certificate),
     }
+}
+
+/// What is signed, in the one envelope that DER has for it. The parser takes others, which only differ outside the
+/// signature; a mix would never make them.
+fn envelope_of(certificate: &X509Certificate<'_>) -> Vec<u8> {
+    let algorithm = tlv(0x06, &[certificate.signature_algorithm.algorithm.as_bytes()]);
+    let no_parameters = tlv(0x05, &[]);
+    let algorithm = tlv(0x30, &[&algorithm, &no_parameters]);
+    let signature = tlv(0x03, &[&[0], &certificate.signature_value.data]);
+    tlv(0x30, &[certificate.tbs_certificate.as_ref(), &algorithm, &signature])
+}
+
+/// A DER value: tag, length in its shortest form, content (X.690 8.1, 10.1).
+fn tlv(tag: u8, content: &[&[u8]]) -> Vec<u8> {
+    let content = content.concat();
+    let len = content.len().to_be_bytes();
+    let significant = len.iter().position(|&octet| octet != 0).map_or(&[][..], |first| len.split_at(first).1);
+    let header = match significant {
+        [] => vec![tag, 0],
+        [short] if *short < 0x80 => vec![tag, *short],
+        long => [&[tag, 0x80 | u8::try_from(long.len()).expect("a length has eight octets")], long].concat(),
+    };
+    [header, content].concat()
 }
 
 fn public_key(certificate: &X509Certificate<'_>) -> Result<PublicKey, LinkError> {
@@ -673,6 +699,16 @@ mod tests {
 
     fn damaged_certificates_are_refused_and_never_panic(verifier: &PeerVerifier, chain: &[CertificateDer<'_>]) {
         let leaf = chain[0].to_vec();
+        // Between what is signed and the signature each octet has one good value.
+        let signature_start = leaf.len() - 256;
+        for (place, flip) in
+            (signature_start - 24..signature_start).flat_map(|at| (1..=255).map(move |flip| (at, flip)))
+        {
+            let mut damaged = leaf.clone();
+            damaged[place] ^= flip;
+            let refused = check(verifier, &[damaged.into(), chain[1].clone()]).is_err();
+            assert!(refused, "octet {place} of {}, {:02x} ^ {flip:02x}", leaf.len(), leaf[place]);
+        }
         let strategy = (0..leaf.len(), 1..=255u8, prop::option::of(0..leaf.len()));
         proptest!(ProptestConfig::with_cases(256), |((place, flip, cut) in strategy)| {
             let mut damaged = leaf.clone();
