@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use mix::secret::Secret;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -190,9 +191,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Accounts, M: Maildrops> Connection<S,
     }
 
     async fn receive(&mut self, mut session: Session) -> Result<Session, Ended> {
-        let mut octets = [0; READ_LEN];
-        let read = within(&self.stop, self.shared.limits.idle_timeout, self.stream.read(&mut octets)).await??;
-        match octets.get(..read) {
+        let mut octets = Secret::new(vec![0; READ_LEN]);
+        let read = self.stream.read(octets.expose_mut());
+        let read = within(&self.stop, self.shared.limits.idle_timeout, read).await??;
+        match octets.expose().get(..read) {
             None | Some([]) => Err(Ended::Left),
             Some(received) => {
                 session.receive(received);

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use mix::secret::Secret;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -135,13 +136,13 @@ impl Client {
     async fn session(&mut self) -> Result<(), Cut> {
         let end = Instant::now() + self.policy.session_timeout;
         let mut session = Session::new(self.policy, Arc::clone(&self.house.exits));
-        let mut buffer = vec![0; READ_LEN];
+        let mut buffer = Secret::new(vec![0; READ_LEN]);
         loop {
             match session.step() {
                 Step::Send(octets) => self.send(&octets).await?,
                 Step::Receive => {
-                    let len = self.receive(&mut buffer, end).await?;
-                    session.receive(buffer.get(..len).unwrap_or_default());
+                    let len = self.receive(buffer.expose_mut(), end).await?;
+                    session.receive(buffer.expose().get(..len).unwrap_or_default());
                 }
                 Step::Check(credentials) => session.checked(self.check(credentials).await),
                 Step::Take(submission) => session.taken(&self.take(submission).await),

@@ -3,6 +3,8 @@
 //! It travels as one RSA block of 256 octets that holds 214. What of the routing info does not fit there overflows
 //! into the rest of the header; what room it leaves is filled with the beginning of that rest.
 
+use std::fmt;
+
 use super::routing::RoutingType;
 use super::{HEADER_LEN, InvalidPacket};
 use crate::crypto::keyset::{SECRET_LEN, SharedSecret};
@@ -26,7 +28,6 @@ pub const SUBHEADER_OVERHEAD: usize = OAEP_OVERHEAD + MIN_SUBHEADER_LEN;
 const _: () = assert!(MIN_SUBHEADER_LEN == 42 && MAX_SUBHEADER_LEN == 214 && MAX_INNER_INFO_LEN == 172);
 
 /// A decrypted subheader, as far as the RSA block holds it.
-#[derive(Debug)]
 pub struct Subheader {
     /// What the sender shares with this mix.
     pub secret: SharedSecret,
@@ -38,6 +39,13 @@ pub struct Subheader {
     pub info_len: usize,
     /// The 172 octets after the fixed part: routing info, then, if that is shorter, the beginning of the next header.
     inner: [u8; MAX_INNER_INFO_LEN],
+}
+
+/// Prints nothing of it: the routing info says where the packet goes.
+impl fmt::Debug for Subheader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Subheader(..)")
+    }
 }
 
 impl Subheader {

@@ -4,6 +4,8 @@
 //! replay log, [`Admitted::process`] does the rest. Building packets is `build`; remembering replays is
 //! `store::replay`. Timing differs by outcome here; `node::incoming` evens it out.
 
+use std::fmt;
+
 use zeroize::Zeroizing;
 
 use super::routing::{InvalidRouting, NextHop, RoutingType};
@@ -47,11 +49,17 @@ pub enum NotAdmitted<E> {
 }
 
 /// A packet whose subheader is decrypted and belongs to it. Nothing may be done with it before [`Opened::admit`].
-#[derive(Debug)]
 pub struct Opened<'p> {
     packet: &'p Packet,
     subheader: Subheader,
     packet_key: Digest,
+}
+
+/// Prints nothing that would recognise the packet.
+impl fmt::Debug for Opened<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Opened(..)")
+    }
 }
 
 /// Decrypts the first subheader with the first of `keys` that opens it, and checks that it belongs to this header.
@@ -125,7 +133,7 @@ impl<'p> Opened<'p> {
 pub struct Admitted<'p>(Opened<'p>);
 
 /// What is to be done with a packet after its layer is off.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub enum Outcome {
     /// Nothing: it was a dummy.
     Drop,
@@ -147,6 +155,17 @@ pub enum Outcome {
         /// What.
         payload: Payload,
     },
+}
+
+/// Prints neither destination nor content.
+impl fmt::Debug for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Drop => "Drop",
+            Self::Relay { .. } => "Relay(..)",
+            Self::Exit { .. } => "Exit(..)",
+        })
+    }
 }
 
 impl Admitted<'_> {

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use mix::secret::Secret;
+use mix::secret::{Gathered, Secret};
 
 use super::command::{Command, InvalidCommand, MAX_LINE_LEN};
 use super::letter::stuff;
@@ -25,7 +25,7 @@ const CAPABILITIES: &[&str] = &["USER", "TOP", "UIDL", "RESP-CODES", "AUTH-RESP-
 
 /// A session. Begins with the greeting.
 pub struct Session {
-    input: Vec<u8>,
+    input: Gathered,
     output: Vec<u8>,
     state: State,
     wrong_passwords: u8,
@@ -98,7 +98,7 @@ impl Session {
     /// A new one; its first step sends the greeting.
     pub fn new() -> Self {
         let mut session = Self {
-            input: Vec::new(),
+            input: Gathered::default(),
             output: Vec::new(),
             state: State::Authorization(None),
             wrong_passwords: 0,
@@ -111,7 +111,7 @@ impl Session {
     /// Takes what the client sent. Call it when a step was [`Step::Receive`]: then no more than the beginning of a line
     /// lies here, and `octets` is the limit of what is kept.
     pub fn receive(&mut self, octets: &[u8]) {
-        self.input.extend_from_slice(octets);
+        self.input.extend(octets);
     }
 
     /// What to do next.
@@ -131,7 +131,7 @@ impl Session {
                     continue;
                 }
             };
-            match Command::parse(&line) {
+            match Command::parse(without_end(line.expose())) {
                 Ok(command) => match self.obey(command) {
                     Next::Stay(session) => self = session,
                     Next::Leave(step) => return step,
@@ -143,18 +143,13 @@ impl Session {
 
     /// Takes the next line off the input, if it is whole. A line feed alone ends it as well: nothing is won by refusing
     /// whoever tries this by hand.
-    fn line(&mut self) -> Result<Option<Vec<u8>>, LineTooLong> {
-        let end = self.input.iter().take(MAX_LINE_LEN).position(|octet| *octet == b'\n');
-        let Some(end) = end else {
-            return if self.input.len() < MAX_LINE_LEN { Ok(None) } else { Err(LineTooLong) };
-        };
-        let rest = self.input.split_off(end + 1);
-        let mut line = std::mem::replace(&mut self.input, rest);
-        line.truncate(end);
-        if line.last() == Some(&b'\r') {
-            line.pop();
+    fn line(&mut self) -> Result<Option<Secret<Vec<u8>>>, LineTooLong> {
+        let input = self.input.octets();
+        match input.iter().take(MAX_LINE_LEN).position(|octet| *octet == b'\n') {
+            Some(end) => Ok(Some(self.input.take(end + 1))),
+            None if input.len() < MAX_LINE_LEN => Ok(None),
+            None => Err(LineTooLong),
         }
-        Ok(Some(line))
     }
 
     fn refuse(&mut self, invalid: InvalidCommand) {
@@ -313,6 +308,11 @@ enum Next {
 }
 
 struct LineTooLong;
+
+fn without_end(line: &[u8]) -> &[u8] {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
 
 fn totals(mails: &[Mail]) -> (usize, u64) {
     let left = mails.iter().filter(|mail| !mail.deleted);
