@@ -7,15 +7,13 @@
 //! opened it, whoever's mailbox it came to. When that was another's, a malicious exit may have carried it there to see
 //! whether the user notices; the mail says so, and such fragments never meet those that came the right way.
 
-use mix::crypto::Digest;
 use mix::crypto::surb_key::SurbKey;
 use mix::packet::{Handle, Payload};
 use mix::payload::armor::ArmoredMessage;
 use mix::payload::compress::{InvalidCompression, decompress, expansion_limit};
 use mix::payload::decode::{DecodingKeys, OpenedWith, Undecodable, decode};
-use mix::payload::fragment::Reassembly;
-use mix::payload::{Content, Fragment, InvalidPayload, MessageId};
-use mix::store::fragments::{FragmentFacts, ReadyMessage, Shape};
+use mix::payload::{Content, Fragment, InvalidPayload};
+use mix::store::fragments::ReadyMessage;
 use mix::store::inbox::{Arrival, Arrived};
 use mix::store::keyring::Identity;
 
@@ -203,41 +201,10 @@ fn inflate(compressed: Vec<u8>) -> Result<Vec<u8>, Unreadable> {
     })
 }
 
-/// What the store wants to know of a fragment.
-pub fn facts(fragment: &Fragment) -> FragmentFacts {
-    let cut = fragment.fragmentation();
-    let MessageId(message_id) = fragment.message_id();
-    let shape = Shape {
-        message_len: cut.message_len(),
-        capacity: u32::try_from(cut.capacity().fragment_len()).expect("less than a payload, 28672"),
-        k: cut.k(),
-        n: cut.n(),
-        chunks: cut.chunks(),
-    };
-    FragmentFacts { message_id: Digest(message_id), index: fragment.index(), shape }
-}
-
 /// Puts a message together: headers and body. Takes time, and memory for all of it.
 ///
 /// # Errors
 /// Why it cannot be read.
 pub fn reassemble(ready: ReadyMessage) -> Result<Vec<u8>, Unreadable> {
-    joined(ready).ok_or(Unreadable { why: Why::Fragments, armored: Vec::new() }).and_then(inflate)
-}
-
-fn joined(ready: ReadyMessage) -> Option<Vec<u8>> {
-    let Digest(message_id) = ready.message_id;
-    let mut reassembly: Option<Reassembly> = None;
-    for (chunk, fragments) in (0_u32..).zip(ready.chunks) {
-        for (position, octets) in fragments {
-            let index = chunk.checked_mul(ready.shape.n)?.checked_add(position)?;
-            let fragment = Fragment::new(index, MessageId(message_id), ready.shape.message_len, octets).ok()?;
-            let begun = match reassembly.take() {
-                Some(begun) => begun,
-                None => Reassembly::new(&fragment, MAX_FRAGMENTED_LEN).ok()?,
-            };
-            reassembly.insert(begun).add(fragment).ok()?;
-        }
-    }
-    reassembly?.finish().ok()
+    ready.reassemble().map_err(|_| Unreadable { why: Why::Fragments, armored: Vec::new() }).and_then(inflate)
 }

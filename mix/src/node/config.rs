@@ -10,6 +10,8 @@ use super::retry::{RetrySchedule, RetryStep};
 use crate::batch::{self, DynamicPool, Pool};
 use crate::deliver::mail::MailConfig;
 use crate::deliver::smtp::SmtpExitConfig;
+use crate::payload::Capacity;
+use crate::payload::fragment::Fragmentation;
 
 /// Section `[node]`: a mix, and an exit if one of its deliveries is enabled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -195,7 +197,7 @@ impl Default for MboxDeliveryConfig {
 pub struct FragmentsConfig {
     /// Whether it does. Without it the exit takes no message of more than one packet.
     pub enabled: bool,
-    /// The largest message, in octets after decompression.
+    /// The largest message, in octets as it travels: compressed. Rounded up to the fragments that it is cut into.
     pub max_size: u64,
     /// How long an incomplete message is kept.
     #[serde(with = "humantime_serde")]
@@ -213,6 +215,15 @@ impl Default for FragmentsConfig {
             keep: Duration::from_secs(2 * 24 * 3600),
             max_stored: 1024 * 1024 * 1024,
         }
+    }
+}
+
+impl FragmentsConfig {
+    /// Fragments of the largest message, if compression does not make it shorter: what the descriptor says, and so what
+    /// senders go by and this exit must keep to.
+    pub fn most_fragments(&self) -> u64 {
+        let len = u32::try_from(self.max_size).unwrap_or(u32::MAX);
+        Fragmentation::new(len, Capacity::Plain).map_or(0, |cut| cut.fragments().into())
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use rand::CryptoRng;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,8 @@ use super::config::FragmentsConfig;
 use super::counters::Counters;
 use super::durable;
 use super::retry::RetrySchedule;
-use crate::crypto::{Digest, sha1};
+use crate::crypto::pk::PrivateKey;
+use crate::crypto::{CounterRng, DIGEST_LEN, Digest, Keyset, sha1};
 use crate::deliver::mail::{Content, Heading, MailWriter, as_text};
 use crate::deliver::mbox::{LocalMailboxes, NotDelivered};
 use crate::deliver::smtp::{DeliverError, SmtpExit};
@@ -26,6 +28,7 @@ use crate::path::Mailbox;
 use crate::payload::compress::{InvalidCompression, decompress, expansion_limit};
 use crate::payload::exit::ExitContent;
 use crate::payload::{Content as Decoded, armor, headers};
+use crate::secret::Secret;
 use crate::store::fragments::{self, Addition, FragmentedId};
 use crate::store::inbox::Arrival;
 use crate::store::queue::exit as queue;
@@ -55,6 +58,24 @@ pub(super) struct SmtpWay {
     /// Overcompressed messages are delivered as text up to this many octets.
     pub(super) inflate_max: u64,
     pub(super) retry: RetrySchedule,
+    pub(super) message_ids: MessageIds,
+}
+
+/// Gives each mail its Message-ID: the same for each attempt at one delivery, and no other. Should a crash make the outside
+/// server take a mail twice, readers and their programs can tell that it is one.
+pub(super) struct MessageIds(Secret<[u8; DIGEST_LEN]>);
+
+impl MessageIds {
+    /// Those of the node with this identity key, from which nobody else can derive them: to see how many deliveries lie
+    /// between two mails is nobody's business.
+    pub(super) fn of(identity: &PrivateKey) -> Self {
+        Self(Secret::new(Keyset::new(&identity.to_pkcs8_der()).purpose(b"MESSAGE IDS").0))
+    }
+
+    /// What the Message-ID of a delivery is drawn from.
+    fn dice(&self, delivery_key: &Digest) -> CounterRng {
+        CounterRng::new(&Keyset::new(self.0.expose()).stream_key(&delivery_key.0))
+    }
 }
 
 impl SmtpWay {
@@ -207,9 +228,12 @@ impl ExitService {
         let Some(way) = self.smtp.clone() else { return Verdict::Undeliverable };
         let to = std::str::from_utf8(&item.address).ok().and_then(|address| Mailbox::parse(address).ok());
         let Some(to) = to else { return Verdict::Undeliverable };
-        let (writer, recipient, world) = (Arc::clone(&way), to.clone(), self.world.clone());
-        let written = spawn_blocking(move || write_mail(&writer, &recipient, item.content, &world)).await;
-        let mail = match written {
+        let (writer, recipient, now) = (Arc::clone(&way), to.clone(), self.world.now());
+        let written = spawn_blocking(move || {
+            let mut dice = writer.message_ids.dice(&delivery_key(&item));
+            write_mail(&writer, &recipient, item.content, now, &mut dice)
+        });
+        let mail = match written.await {
             Ok(Some(mail)) => mail,
             Ok(None) => return Verdict::Undeliverable,
             Err(e) => return failed(&e),
@@ -254,14 +278,17 @@ impl ExitService {
             Ok(addition)
         });
         match addition.await {
-            Some(Addition::Added { ready: true, .. }) => self.some_ready.store(true, Ordering::Relaxed),
+            Some(Addition::Added { ready, displaced, .. }) => {
+                self.some_ready.fetch_or(ready, Ordering::Relaxed);
+                self.counters.undeliverable(displaced.into());
+            }
             Some(Addition::Mismatch | Addition::OverLimit) => self.counters.undeliverable(1),
-            Some(Addition::Added { .. } | Addition::Duplicate | Addition::Unneeded | Addition::AlreadyDone) | None => {}
+            Some(Addition::Duplicate | Addition::Unneeded | Addition::AlreadyDone) | None => {}
         }
     }
 
     async fn reassemble_ready(&self) {
-        let ready = durable::read(&self.db, |view| fragments::ready(view, SCOPE, LOAD)).await;
+        let ready = durable::read(&self.db, |view| fragments::ready(view, SCOPE, None, LOAD)).await;
         let ready = ready.unwrap_or_else(|e| {
             error!(error = %e, "the fragments cannot be read");
             Vec::new()
@@ -337,12 +364,11 @@ fn delivery_key(item: &ExitItem) -> Digest {
     }
 }
 
-/// The fragment in a payload, unless it belongs to a message that is too large.
+/// The fragment in a payload, unless its message has more of them than the descriptor allows.
 fn fragment_of(item: &ExitItem, config: &FragmentsConfig) -> Option<(fragments::FragmentFacts, Vec<u8>)> {
     let Queued::Payload { payload, .. } = &item.content else { return None };
     let Ok(Decoded::Fragment(fragment)) = Decoded::read(payload.as_bytes()) else { return None };
-    let len = u64::from(fragment.fragmentation().message_len());
-    let wanted = config.enabled && len <= config.max_size;
+    let wanted = config.enabled && u64::from(fragment.fragmentation().fragments()) <= config.most_fragments();
     wanted.then(|| (fragments::FragmentFacts::of(&fragment), fragment.octets().to_vec()))
 }
 
@@ -358,10 +384,15 @@ fn arrival(content: Queued, max_size: u64) -> Option<Arrival> {
 }
 
 /// The mail to hand over; `None` when it is too large or undecodable.
-fn write_mail(way: &SmtpWay, to: &Mailbox, content: Queued, world: &World) -> Option<Vec<u8>> {
+fn write_mail(
+    way: &SmtpWay,
+    to: &Mailbox,
+    content: Queued,
+    now: SystemTime,
+    dice: &mut impl CryptoRng,
+) -> Option<Vec<u8>> {
     let content = way.content(content)?;
     let armour = || String::from_utf8(armor::message_to_text(&content)).unwrap_or_default();
-    let mut dice = world.dice();
     let (heading, text, armour) = match &content {
         ExitContent::Plain { body, .. } if body.len() as u64 > way.max_size => return None,
         ExitContent::Plain { headers, body } => {
@@ -382,7 +413,7 @@ fn write_mail(way: &SmtpWay, to: &Mailbox, content: Queued, world: &World) -> Op
         (ExitContent::Encrypted { .. }, None) => Content::Encrypted { armour },
         (ExitContent::Plain { .. } | ExitContent::Fragment { .. }, None) => Content::Binary { armour },
     };
-    Some(way.writer.write(to, heading, content, world.now(), &mut dice))
+    Some(way.writer.write(to, heading, content, now, dice))
 }
 
 #[cfg(test)]
@@ -567,14 +598,37 @@ mod tests {
         let mail = MailConfig { return_address: Mailbox::parse("nobody@exit.example").ok(), ..MailConfig::default() };
         let writer = MailWriter::new(mail).unwrap();
         let server = SmtpExit::new(&SmtpExitConfig::default(), writer.return_address()).unwrap();
-        SmtpWay { writer, server, max_size, inflate_max, retry: RetrySchedule::new(Vec::new()) }
+        let message_ids = MessageIds(Secret::new([7; DIGEST_LEN]));
+        SmtpWay { writer, server, max_size, inflate_max, retry: RetrySchedule::new(Vec::new()), message_ids }
     }
 
     fn written(way: &SmtpWay, len: usize) -> Option<String> {
         let message = [b"\n".to_vec(), b"aaaaaaaa\n".repeat(len / 9)].concat();
         let to = Mailbox::parse("bob@example.org").unwrap();
-        let mail = write_mail(way, &to, Queued::Message(compress(&message)), &World::real())?;
+        let world = World::real();
+        let mail = write_mail(way, &to, Queued::Message(compress(&message)), world.now(), &mut world.dice())?;
         Some(String::from_utf8(mail).unwrap())
+    }
+
+    #[tokio::test]
+    async fn mail_handed_over_twice_has_one_message_id_and_another_mail_has_another() {
+        let exited = exit();
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\nsame");
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\nsame");
+        let (way, now) = (smtp_way(1000, 0), exited.service.world.now());
+        let ids = || {
+            let written = |item: ExitItem| {
+                let to = Mailbox::parse("bob@example.org").unwrap();
+                let mut dice = way.message_ids.dice(&delivery_key(&item));
+                String::from_utf8(write_mail(&way, &to, item.content, now, &mut dice).unwrap()).unwrap()
+            };
+            let id =
+                |mail: String| mail.lines().find(|line| line.starts_with("Message-ID:")).map(str::to_owned).unwrap();
+            exited.due().into_iter().map(written).map(id).collect::<Vec<_>>()
+        };
+        let first = ids();
+        assert_eq!(first, ids());
+        assert_ne!(first[0], first[1]);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::clock::World;
 use super::config::{MboxDeliveryConfig, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig};
 use super::counters::Counters;
-use super::exit::{ExitService, MboxWay, SmtpWay};
+use super::exit::{ExitService, MboxWay, MessageIds, SmtpWay};
 use super::incoming::{self, Incoming, Worker};
 use super::keys::{KeyError, NodeKeys};
 use super::mixing::{Bells, Mixing};
@@ -34,8 +34,6 @@ use crate::net::listen::{ListenConfig, ListenError, MmtpListener};
 use crate::net::tls::{IdentityError, LinkIdentity};
 use crate::packet::HostName;
 use crate::packet::routing::InvalidRouting;
-use crate::payload::Capacity;
-use crate::payload::fragment::Fragmentation;
 use crate::store::inbox::Arrival;
 use crate::store::replay::ReplayLog;
 use crate::store::{Db, NODE_SCHEMAS, StoreError, replay};
@@ -205,7 +203,7 @@ impl Node {
         let loaded = keys.packet_keys.iter().map(|dated| PacketKey::new(&dated.key).map(Arc::new));
         let loaded = Arc::new(RwLock::new(loaded.collect::<Result<Vec<_>, _>>()?));
 
-        let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp)).transpose()?;
+        let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, &keys.identity)).transpose()?;
         let mbox = match (config.mbox.enabled, mailboxes) {
             (false, _) => None,
             (true, None) => return Err(NodeError::NoMailboxes),
@@ -343,11 +341,12 @@ fn weakness(config: &NodeConfig) -> Option<&'static str> {
     }
 }
 
-fn smtp_way(config: &SmtpDeliveryConfig) -> Result<SmtpWay, NodeError> {
+fn smtp_way(config: &SmtpDeliveryConfig, identity: &PrivateKey) -> Result<SmtpWay, NodeError> {
     let writer = MailWriter::new(config.mail.clone())?;
     let server = SmtpExit::new(&config.server, writer.return_address())?;
     let SmtpDeliveryConfig { max_size, inflate_max, ref retry, .. } = *config;
-    Ok(SmtpWay { writer, server, max_size, inflate_max, retry: retry.clone() })
+    let message_ids = MessageIds::of(identity);
+    Ok(SmtpWay { writer, server, max_size, inflate_max, retry: retry.clone(), message_ids })
 }
 
 fn mbox_way(config: &MboxDeliveryConfig, mailboxes: Arc<dyn LocalMailboxes<Arrival>>) -> MboxWay {
@@ -379,15 +378,9 @@ fn describe(
         connects: true,
         smtp: config.smtp.enabled.then(|| delivery(config.smtp.max_size, config.smtp.mail.allow_from)),
         mbox: config.mbox.enabled.then(|| delivery(config.mbox.max_size, true)),
-        fragmented: config.fragments.enabled.then(|| most_fragments(config.fragments.max_size)),
+        fragmented: config.fragments.enabled.then(|| config.fragments.most_fragments()),
     };
     Ok(fields.sign(&keys.identity, &mut world.dice())?)
-}
-
-/// Fragments of the largest message: one that compression does not make shorter.
-fn most_fragments(max_size: u64) -> u64 {
-    let len = u32::try_from(max_size).unwrap_or(u32::MAX);
-    Fragmentation::new(len, Capacity::Plain).map_or(0, |fragmentation| fragmentation.fragments().into())
 }
 
 /// Keeps the descriptor beside the keys: it can be handed to any Type III client.

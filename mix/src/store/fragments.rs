@@ -96,6 +96,8 @@ pub enum Addition {
         message: FragmentedId,
         /// Whether there are now enough of each chunk.
         ready: bool,
+        /// Incomplete messages that were given up to make room for it.
+        displaced: u32,
     },
     /// It is here already.
     Duplicate,
@@ -106,7 +108,7 @@ pub enum Addition {
     /// It contradicts the others of its message. None of them can be trusted: all are gone, and the message is
     /// rejected from now on.
     Mismatch,
-    /// Its scope has no room for it, or never will have for its message. What is stored stays.
+    /// Its scope will never have room for its message, or has none until messages that are ready are taken out.
     OverLimit,
 }
 
@@ -202,7 +204,9 @@ impl fmt::Debug for Partial {
     }
 }
 
-/// Stores a fragment, while all that `scope` stores stays within `limit` octets.
+/// Stores a fragment, while all that `scope` stores stays within `limit` octets. Where there is no room left, the oldest
+/// incomplete messages give up theirs: whoever floods the scope must go on doing so, or it would be closed for as long as
+/// fragments are kept.
 ///
 /// # Errors
 /// What the database says.
@@ -235,16 +239,17 @@ pub fn add(
         }
         return Ok(refusal);
     }
-    if !has_room(tx, scope, &facts.shape, data.len(), limit)? {
+    let own = known.map(|(message, _)| message);
+    let Some(displaced) = make_room(tx, scope, own, &facts.shape, Room { len: data.len(), limit }, now)? else {
         return Ok(Addition::OverLimit);
-    }
+    };
     let message = match known {
         Some((message, _)) => message,
         None => begin(tx, scope, facts, now)?,
     };
     store(tx, message, place, data)?;
     let ready = tx.exists("SELECT 1 FROM fragmented WHERE id = ?1 AND have = k * chunks", params![message.0])?;
-    Ok(Addition::Added { message, ready })
+    Ok(Addition::Added { message, ready, displaced })
 }
 
 /// Where a fragment belongs: the chunk, and its position within.
@@ -289,11 +294,41 @@ fn refusal(
     Ok((in_chunk >= u64::from(shape.k)).then_some(Addition::Unneeded))
 }
 
-/// Room for this fragment now, and for its whole message if nothing else were there.
-fn has_room(view: &View<'_>, scope: &str, shape: &Shape, len: usize, limit: u64) -> Result<bool, StoreError> {
-    let len = u64::try_from(len).unwrap_or(u64::MAX);
-    let stored = view.count("SELECT sum(stored) FROM fragmented WHERE scope = ?1", params![scope])?;
-    Ok(shape.needed().saturating_mul(len) <= limit && stored.saturating_add(len) <= limit)
+/// What a fragment needs, of what there is in all.
+struct Room {
+    len: usize,
+    limit: u64,
+}
+
+/// Makes room for a fragment of the message `own`, which is not among those that are displaced; says how many were. `None`
+/// when there is no room for its whole message, or none that could be made.
+fn make_room(
+    tx: &Tx<'_>,
+    scope: &str,
+    own: Option<FragmentedId>,
+    shape: &Shape,
+    room: Room,
+    now: SystemTime,
+) -> Result<Option<u32>, StoreError> {
+    let len = u64::try_from(room.len).unwrap_or(u64::MAX);
+    if shape.needed().saturating_mul(len) > room.limit {
+        return Ok(None);
+    }
+    let mut displaced = 0;
+    loop {
+        let stored = tx.count("SELECT sum(stored) FROM fragmented WHERE scope = ?1", params![scope])?;
+        if stored.saturating_add(len) <= room.limit {
+            return Ok(Some(displaced));
+        }
+        let oldest = tx.first(
+            "SELECT id FROM fragmented WHERE scope = ?1 AND id != ?2 AND have < k * chunks ORDER BY id LIMIT 1",
+            params![scope, own.map_or(0, |own| own.0)],
+            |row| Ok(FragmentedId(row.get(0)?)),
+        )?;
+        let Some(oldest) = oldest else { return Ok(None) };
+        complete(tx, oldest, now)?;
+        displaced += 1;
+    }
 }
 
 fn begin(tx: &Tx<'_>, scope: &str, facts: &FragmentFacts, now: SystemTime) -> Result<FragmentedId, StoreError> {
@@ -318,15 +353,20 @@ fn store(tx: &Tx<'_>, message: FragmentedId, place: Place, data: &[u8]) -> Resul
     Ok(())
 }
 
-/// The messages of a scope that have fragments enough, at most `limit`. After a start there may be some that
-/// [`Addition::Added`] announced to a process that is gone.
+/// The messages of a scope behind `after` that have fragments enough, in order, at most `limit`. Begin with `None`. After a
+/// start there may be some that [`Addition::Added`] announced to a process that is gone.
 ///
 /// # Errors
 /// What the database says.
-pub fn ready(view: &View<'_>, scope: &str, limit: usize) -> Result<Vec<FragmentedId>, StoreError> {
+pub fn ready(
+    view: &View<'_>,
+    scope: &str,
+    after: Option<FragmentedId>,
+    limit: usize,
+) -> Result<Vec<FragmentedId>, StoreError> {
     view.all(
-        "SELECT id FROM fragmented WHERE scope = ?1 AND have = k * chunks ORDER BY id LIMIT ?2",
-        params![scope, sql_limit(limit)],
+        "SELECT id FROM fragmented WHERE scope = ?1 AND have = k * chunks AND id > ?2 ORDER BY id LIMIT ?3",
+        params![scope, after.map_or(0, |after| after.0), sql_limit(limit)],
         |row| Ok(FragmentedId(row.get(0)?)),
     )
 }
@@ -504,16 +544,16 @@ mod tests {
         let (folder, db) = fresh(&[SCHEMA]);
         let message = id(put(&db, "mark", "m", 4));
         for index in [0, 2] {
-            assert_eq!(put(&db, "mark", "m", index), Addition::Added { message, ready: false });
+            assert_eq!(put(&db, "mark", "m", index), Addition::Added { message, ready: false, displaced: 0 });
         }
         assert_eq!(put(&db, "mark", "m", 1), Addition::Unneeded);
         assert_eq!(put(&db, "mark", "m", 0), Addition::Duplicate);
         let db = reopened(folder.path(), db, &[SCHEMA]);
         assert!(db.read(move |view| load(view, message)).unwrap().is_none());
         assert_eq!(db.read(|view| list(view, "mark")).unwrap()[0].have, 3);
-        assert_eq!(put(&db, "mark", "m", 5), Addition::Added { message, ready: true });
-        assert_eq!(db.read(|view| ready(view, "mark", 10)).unwrap(), [message]);
-        assert!(db.read(|view| ready(view, "sam", 10)).unwrap().is_empty());
+        assert_eq!(put(&db, "mark", "m", 5), Addition::Added { message, ready: true, displaced: 0 });
+        assert_eq!(db.read(|view| ready(view, "mark", None, 10)).unwrap(), [message]);
+        assert!(db.read(|view| ready(view, "sam", None, 10)).unwrap().is_empty());
         let whole = db.write(move |tx| take_ready(tx, message, hour(0))).unwrap().unwrap();
         assert_eq!((whole.message_id, whole.shape), (digest("m"), SHAPE));
         assert_eq!(whole.chunks, [vec![(0, data(0)), (2, data(2))], vec![(1, data(4)), (2, data(5))]]);
@@ -558,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn scope_takes_no_more_than_its_limit() {
+    fn scope_takes_no_more_than_its_limit_and_the_oldest_incomplete_message_makes_room() {
         let (_folder, db) = fresh(&[SCHEMA]);
         let put = |scope: &'static str, message: &'static str, index, limit| {
             db.write(move |tx| add(tx, scope, &facts(message, index), &data(index), hour(0), limit)).unwrap()
@@ -568,9 +608,12 @@ mod tests {
         for index in [0, 1, 3] {
             assert!(matches!(put("mark", "m", index, 80), Addition::Added { .. }));
         }
-        assert!(matches!(put("mark", "other", 0, 80), Addition::Added { .. }));
-        assert_eq!(put("mark", "m", 4, 80), Addition::OverLimit);
+        assert!(matches!(put("mark", "other", 0, 80), Addition::Added { displaced: 0, .. }));
         assert!(matches!(put("sam", "m", 4, 80), Addition::Added { .. }));
+        assert!(matches!(put("mark", "m", 4, 80), Addition::Added { ready: true, displaced: 1, .. }));
+        assert_eq!(put("mark", "other", 1, 80), Addition::AlreadyDone);
+        // What is ready is no longer anybody's to displace.
+        assert_eq!(put("mark", "third", 0, 80), Addition::OverLimit);
     }
 
     #[test]

@@ -103,14 +103,14 @@ pub fn put(
     Ok(true)
 }
 
-/// The arrivals that wait, oldest first, at most `limit`.
+/// The arrivals that wait behind `after`, oldest first, at most `limit`. Begin with `None`.
 ///
 /// # Errors
 /// What the database says.
-pub fn next(view: &View<'_>, limit: usize) -> Result<Vec<Arrived>, StoreError> {
+pub fn next(view: &View<'_>, after: Option<ArrivalId>, limit: usize) -> Result<Vec<Arrived>, StoreError> {
     view.all(
-        "SELECT id, identity, message, handle, payload FROM inbox ORDER BY id LIMIT ?1",
-        params![sql_limit(limit)],
+        "SELECT id, identity, message, handle, payload FROM inbox WHERE id > ?1 ORDER BY id LIMIT ?2",
+        params![after.map_or(0, |after| after.0), sql_limit(limit)],
         arrived,
     )
 }
@@ -166,7 +166,7 @@ mod tests {
             assert!(db.write(move |tx| put(tx, &digest(key), "mark", &arrival, hour(0))).unwrap());
         }
         let db = reopened(folder.path(), db, &[SCHEMA]);
-        let found = db.read(|view| next(view, 10)).unwrap();
+        let found = db.read(|view| next(view, None, 10)).unwrap();
         assert!(found.iter().all(|arrived| arrived.identity == "mark"));
         assert_eq!(found.into_iter().map(|arrived| arrived.arrival).collect::<Vec<_>>(), arrivals);
     }
@@ -179,7 +179,7 @@ mod tests {
         };
         assert!(fetch(hour(0)));
         assert!(!fetch(hour(1)));
-        let id = db.read(|view| next(view, 10)).unwrap()[0].id;
+        let id = db.read(|view| next(view, None, 10)).unwrap()[0].id;
         assert!(db.write(move |tx| taken(tx, id)).unwrap());
         assert!(!db.write(move |tx| taken(tx, id)).unwrap());
         assert!(!fetch(hour(2)));
