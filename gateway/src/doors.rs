@@ -1,13 +1,15 @@
 //! What the gateway provides to its two doors: which exits there are, where mail is kept, who has a mailbox.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use mix::crypto::Digest;
 use mix::deliver::mbox::{LocalMailboxes, NotDelivered};
-use mix::directory::Nickname;
+use mix::directory::{Directory, Nickname};
 use mix::node::World;
 use mix::node::network::Network;
-use mix::node::sender;
+use mix::node::sender::{self, Style, Wish};
 use mix::path::ExitAddress;
 use mix::store::inbox::{self, Arrival};
 use mix::store::outbox::{self, Mail};
@@ -23,12 +25,14 @@ pub(crate) struct KnownExits {
     pub(crate) world: World,
     /// The node in this process that keeps mail for these accounts, if there is one.
     pub(crate) own: Option<(Nickname, Accounts)>,
+    /// How mail is packed.
+    pub(crate) style: Style,
+    /// Where answers to each identity arrive, if reply blocks go with its mail.
+    pub(crate) reply_to: BTreeMap<String, ExitAddress>,
 }
 
 impl KnownExits {
-    fn largest_for(&self, to: &ExitAddress) -> Result<u64, NoExit> {
-        let directory = self.network.directory().ok_or(NoExit::NoNetwork)?;
-        let now = self.world.now();
+    fn largest_for(&self, directory: &Directory, to: &ExitAddress, now: SystemTime) -> Result<u64, NoExit> {
         if let (ExitAddress::Mbox { name, server: Some(server) }, Some((own, accounts))) = (to, &self.own)
             && server == own
             && !accounts.contains(name)
@@ -37,7 +41,7 @@ impl KnownExits {
         }
         let largest = match to {
             ExitAddress::Smtp(_) | ExitAddress::Mbox { server: Some(_), .. } => {
-                sender::largest_message(&directory, to, now)
+                sender::largest_message(directory, to, now)
             }
             ExitAddress::Mbox { server: None, .. } | ExitAddress::Drop | ExitAddress::Raw { .. } => None,
         };
@@ -46,9 +50,16 @@ impl KnownExits {
 }
 
 impl Exits for KnownExits {
-    fn accepts(&self, to: &ExitAddress, message_len: usize) -> Result<(), NoExit> {
-        let limit = self.largest_for(to)?;
-        if message_len as u64 > limit { Err(NoExit::TooLarge { limit }) } else { Ok(()) }
+    fn accepts(&self, identity: &str, to: &ExitAddress, message_len: usize) -> Result<(), NoExit> {
+        let directory = self.network.directory().ok_or(NoExit::NoNetwork)?;
+        let now = self.world.now();
+        let limit = self.largest_for(&directory, to, now)?;
+        let message_len = u32::try_from(message_len).map_err(|_| NoExit::TooLarge { limit })?;
+        if u64::from(message_len) > limit {
+            return Err(NoExit::TooLarge { limit });
+        }
+        let wish = Wish { to, message_len, reply_to: self.reply_to.get(identity) };
+        Ok(self.style.check(&directory, &wish, now, &mut self.world.dice())?)
     }
 
     fn largest(&self) -> u64 {

@@ -346,7 +346,13 @@ impl Running {
         let keeps_mail = self.descriptor.as_ref().filter(|node| node.mbox().is_some());
         let own = keeps_mail.map(|node| (node.nickname().clone(), accounts.clone()));
         let house = smtp_in::policy::House {
-            exits: Arc::new(KnownExits { network: network.clone(), world: world.clone(), own }),
+            exits: Arc::new(KnownExits {
+                network: network.clone(),
+                world: world.clone(),
+                own,
+                style: style.clone(),
+                reply_to: if config.smtp.reply_blocks == 0 { BTreeMap::new() } else { reply_to.clone() },
+            }),
             accounts: Arc::new(accounts.clone()),
             outbox: Arc::new(WatchedOutbox { db: db.clone(), bell: Arc::clone(&outbox_bell) }),
         };

@@ -97,6 +97,7 @@ impl From<&NoExit> for Reply {
             NoExit::NoNetwork => Self::new(451, "4.4.0", why.to_string()),
             NoExit::Unsupported => Self::new(550, "5.4.4", why.to_string()),
             NoExit::TooLarge { .. } => Self::new(552, "5.3.4", why.to_string()),
+            NoExit::NoWay(_) => Self::new(451, "4.4.4", why.to_string()),
         }
     }
 }

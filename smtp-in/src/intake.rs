@@ -33,9 +33,9 @@ pub(crate) fn mails(
     }
     let mut mails = Vec::with_capacity(recipients.len());
     for address in recipients {
-        exits.accepts(&address, len).map_err(|why| match why {
+        exits.accepts(&identity, &address, len).map_err(|why| match why {
             NoExit::TooLarge { limit } => for_text(limit),
-            NoExit::NoNetwork | NoExit::Unsupported => why,
+            other => other,
         })?;
         let (routing_type, info) = address.routing();
         let via = address.server().map(|nickname| nickname.as_str().to_owned());
@@ -72,7 +72,7 @@ mod tests {
     struct UpTo(u64);
 
     impl Exits for UpTo {
-        fn accepts(&self, to: &ExitAddress, message_len: usize) -> Result<(), NoExit> {
+        fn accepts(&self, _: &str, to: &ExitAddress, message_len: usize) -> Result<(), NoExit> {
             // An exit of the mbox kind takes half of what the others do.
             let limit = if to.server().is_some() { self.0 / 2 } else { self.0 };
             if message_len as u64 > limit { Err(NoExit::TooLarge { limit }) } else { Ok(()) }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mix::node::sender::NoWay;
 use mix::path::address::ExitAddress;
 use mix::store::outbox::{self, Mail};
 use mix::store::{Db, StoreError};
@@ -27,20 +28,21 @@ pub struct Policy {
 
 /// The exits, as far as the directory of the day knows them.
 pub trait Exits: Send + Sync {
-    /// Whether some exit delivers `message_len` octets (headers, text and reply blocks, uncompressed) to `to`. Asked with
-    /// 0 when the recipient is named, and with the length after the mail has come. Called between two reads of a socket: it must
-    /// look something up, not go and ask.
+    /// Whether some exit delivers `message_len` octets (headers, text and reply blocks, uncompressed) of the account
+    /// `identity` to `to`, and paths lead there and, for its reply blocks, back. Asked with 0 when the recipient is named, and
+    /// with the length after the mail has come. Called between two reads of a socket: it must look something up, not go
+    /// and ask.
     ///
     /// # Errors
     /// [`NoExit`], by what stands in the way.
-    fn accepts(&self, to: &ExitAddress, message_len: usize) -> Result<(), NoExit>;
+    fn accepts(&self, identity: &str, to: &ExitAddress, message_len: usize) -> Result<(), NoExit>;
 
     /// Octets of the longest message that any exit takes, reply blocks included.
     fn largest(&self) -> u64;
 }
 
 /// Why no exit delivers a message to an address.
-#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
+#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone)]
 pub enum NoExit {
     /// No directory that is valid today: nobody can say which exits there are.
     #[error("the network is not known yet, try again later")]
@@ -54,6 +56,9 @@ pub enum NoExit {
         /// What they take; in a reply to a client, what is left of it for headers and text.
         limit: u64,
     },
+    /// Exits are there, but no path to them or back. The settings of the sender or the mixes of the day may be to blame.
+    #[error(transparent)]
+    NoWay(#[from] NoWay),
 }
 
 /// Who may send: each pseudonym of the user is an account.

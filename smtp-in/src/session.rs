@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use mix::path::address::ExitAddress;
-use mix::secret::Secret;
+use mix::secret::{Gathered, Secret};
 use smtp_proto::{
     AUTH_LOGIN, AUTH_PLAIN, Error as SyntaxError, MAIL_BODY_7BIT, MAIL_BODY_8BITMIME, MAIL_SMTPUTF8, MailFrom, RcptTo,
     Request,
@@ -118,7 +118,7 @@ impl Goodbye {
 pub struct Session {
     policy: Policy,
     exits: Arc<dyn Exits>,
-    input: Vec<u8>,
+    input: Gathered,
     output: Vec<u8>,
     /// The step that waits for the output to be sent.
     next: Option<Step>,
@@ -164,7 +164,7 @@ impl Session {
         Self {
             policy,
             exits,
-            input: Vec::new(),
+            input: Gathered::default(),
             output: Vec::new(),
             next: None,
             state: State::Greeting,
@@ -179,7 +179,7 @@ impl Session {
 
     /// Takes what the client sent.
     pub fn receive(&mut self, octets: &[u8]) {
-        self.input.extend_from_slice(octets);
+        self.input.extend(octets);
     }
 
     /// What to do next. Replies are gathered, so that a client that pipelines (RFC 2920) gets them together.
@@ -238,8 +238,8 @@ impl Session {
                 None
             }
             State::Data { data, .. } => {
-                let (taken, ended) = data.take(&self.input);
-                self.input.drain(..taken);
+                let (taken, ended) = data.take(self.input.octets());
+                drop(self.input.take(taken));
                 if ended { self.end_of_data() } else { Some(Step::Receive) }
             }
             // A driver that steps without an answer has none, and the client must not get one.
@@ -257,10 +257,11 @@ impl Session {
 
     /// Cuts a line off the input. Of one that is too long nothing is kept but that it was.
     fn take_line(&mut self) -> Option<Line> {
-        let end = self.input.iter().position(|&octet| octet == b'\n');
-        let len = end.map_or(self.input.len(), |lf| lf + 1);
+        let input = self.input.octets();
+        let end = input.iter().position(|&octet| octet == b'\n');
+        let len = end.map_or(input.len(), |lf| lf + 1);
         let in_auth = !matches!(self.state, State::Command);
-        let is_auth = self.input.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"AUTH"));
+        let is_auth = input.get(..4).is_some_and(|verb| verb.eq_ignore_ascii_case(b"AUTH"));
         let limit = if in_auth || is_auth { MAX_AUTH_LEN } else { MAX_COMMAND_LEN };
         self.overlong |= len > limit;
         if end.is_none() {
@@ -269,9 +270,7 @@ impl Session {
             }
             return None;
         }
-        let rest = self.input.split_off(len);
-        // A line may be a password. What it lay in goes with it.
-        let line = Secret::new(std::mem::replace(&mut self.input, rest));
+        let line = self.input.take(len);
         if std::mem::take(&mut self.overlong) {
             return Some(Line::TooLong);
         }
@@ -321,7 +320,10 @@ impl Session {
                 self.greet();
                 self.push(&Reply::bare(250, OWN_NAME));
             }
-            Request::Auth { mechanism, initial_response } => return self.auth(mechanism, &initial_response),
+            Request::Auth { mechanism, initial_response } => {
+                let initial_response = Secret::new(initial_response.into_owned());
+                return self.auth(mechanism, initial_response.expose());
+            }
             Request::Mail { from } => return self.mail(&from),
             Request::Rcpt { to } => return self.rcpt(&to),
             Request::Data => return self.data(),
@@ -470,7 +472,7 @@ impl Session {
         if let Err(refusal) = self.sender() {
             return self.refuse(&refusal);
         }
-        let Some(Envelope { recipients, .. }) = &mut self.envelope else {
+        let Some(Envelope { identity, recipients }) = &mut self.envelope else {
             return self.error(503, "5.5.1", "MAIL first");
         };
         if to.orcpt.is_some() || to.rrvs != 0 || to.flags != 0 {
@@ -485,7 +487,7 @@ impl Session {
             Ok(address) => address,
             Err(why) => return self.refuse(&Reply::from(&why)),
         };
-        if let Err(why) = self.exits.accepts(&address, 0) {
+        if let Err(why) = self.exits.accepts(identity, &address, 0) {
             return self.refuse(&Reply::from(&why));
         }
         // Named twice is still one recipient, who wants one message.

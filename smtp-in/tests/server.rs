@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 struct Network;
 
 impl Exits for Network {
-    fn accepts(&self, _: &ExitAddress, message_len: usize) -> Result<(), NoExit> {
+    fn accepts(&self, _: &str, _: &ExitAddress, message_len: usize) -> Result<(), NoExit> {
         if message_len > 50_000 { Err(NoExit::TooLarge { limit: 50_000 }) } else { Ok(()) }
     }
 

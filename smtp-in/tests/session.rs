@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use mix::node::sender::NoWay;
 use mix::path::address::ExitAddress;
+use mix::path::select::NoPath;
 use proptest::prelude::*;
 use smtp_in::error::Refused;
 use smtp_in::scrub::NoLetter;
@@ -11,10 +13,15 @@ use smtp_in::{Exits, NoExit, Policy, SmtpConfig};
 
 struct Network;
 
+fn no_way() -> NoExit {
+    NoWay::Reply(NoPath::NoMixes).into()
+}
+
 impl Exits for Network {
-    fn accepts(&self, to: &ExitAddress, _: usize) -> Result<(), NoExit> {
+    fn accepts(&self, _: &str, to: &ExitAddress, _: usize) -> Result<(), NoExit> {
         match to {
             ExitAddress::Smtp(mailbox) if mailbox.domain() == "nonet.example" => Err(NoExit::NoNetwork),
+            ExitAddress::Smtp(mailbox) if mailbox.domain() == "nopath.example" => Err(no_way()),
             ExitAddress::Smtp(_) => Ok(()),
             _ => Err(NoExit::Unsupported),
         }
@@ -270,6 +277,7 @@ fn recipient_that_cannot_be_reached_is_refused_at_once() {
     talk.expect("RCPT TO:<bob@example.alt>", "553 5.1.2");
     talk.expect("RCPT TO:<frida@gamma.mbox.alt>", "550 5.4.4");
     talk.expect("RCPT TO:<bob@nonet.example>", "451 4.4.0");
+    talk.expect("RCPT TO:<bob@nopath.example>", "451 4.4.4");
     talk.expect("RCPT TO:bob@example.org", "501 5.5.2");
     talk.expect("RCPT TO:<bob@example.org> NOTIFY=NEVER", "555 5.5.4");
     talk.expect("RCPT TO:<bob@example.org> X-Y=Z", "555 5.5.4");
@@ -337,6 +345,7 @@ fn mail_that_is_refused_leaves_the_session_in_order() {
         (|| Refused::Letter(NoLetter::TransferEncoding), "554 5.6.0"),
         (|| Refused::Exit(NoExit::TooLarge { limit: 7 }), "552 5.3.4"),
         (|| Refused::Exit(NoExit::NoNetwork), "451 4.4.0"),
+        (|| Refused::Exit(no_way()), "451 4.4.4 no path leads back for the reply block: no recommended mix"),
         (|| Refused::Store(mix::store::StoreError::Full), "452 4.3.1"),
         (|| Refused::Store(mix::store::StoreError::Busy), "451 4.3.0"),
         (|| Refused::Crashed, "451 4.3.0"),

@@ -81,6 +81,9 @@ pub struct Style {
     reply_block_lifetime: Duration,
 }
 
+/// The descriptors that a path specification names by file: a gateway's settings name none.
+static NO_FILES: BTreeMap<String, Arc<Descriptor>> = BTreeMap::new();
+
 impl Style {
     /// Reads the path specifications.
     ///
@@ -93,6 +96,70 @@ impl Style {
             reply_block_lifetime,
         })
     }
+
+    /// Whether a mail would find its paths now. It is drawn some, by the rules by which it is packed, and as for
+    /// [`largest_message`] the worst is assumed. Whoever says yes to a mail without asking may keep it for ever.
+    ///
+    /// # Errors
+    /// [`NoWay`].
+    pub fn check(&self, directory: &Directory, wish: &Wish<'_>, now: SystemTime, dice: &mut Dice) -> Result<(), NoWay> {
+        let mixes = Mixes::of(directory, BlockLists::default());
+        let may_be_fragmented = wish.message_len > SURELY_ONE_PACKET;
+        let packets = if may_be_fragmented { most_packets(wish.message_len, wish.to) } else { 1 };
+        let exit = valid::Exit {
+            address: wish.to,
+            message_size: wish.message_len.into(),
+            from: true,
+            reassembled: may_be_fragmented,
+        };
+        select(&mixes, &self.forward(exit, packets, now), now, dice).map_err(NoWay::Forward)?;
+        if let Some(reply_to) = wish.reply_to {
+            select(&mixes, &self.reply(reply_to, now), now, dice).map_err(NoWay::Reply)?;
+        }
+        Ok(())
+    }
+
+    /// The paths of a message that goes to `exit` in so many packets.
+    fn forward<'a>(&'a self, exit: valid::Exit<'a>, packets: usize, now: SystemTime) -> PathRequest<'a> {
+        let target = Target::Exit(exit);
+        PathRequest { spec: &self.path, target, packets, valid_until: now + TRANSIT, files: &NO_FILES }
+    }
+
+    /// The path of a reply block to `reply_to`.
+    fn reply<'a>(&'a self, reply_to: &'a ExitAddress, now: SystemTime) -> PathRequest<'a> {
+        let target = Target::Exit(valid::Exit { address: reply_to, message_size: 0, from: false, reassembled: false });
+        let valid_until = now + self.reply_block_lifetime;
+        PathRequest { spec: &self.reply_path, target, packets: 1, valid_until, files: &NO_FILES }
+    }
+}
+
+/// A mail that somebody wants to send.
+#[derive(Clone, Copy)]
+pub struct Wish<'a> {
+    /// Where it goes.
+    pub to: &'a ExitAddress,
+    /// Octets of the message, reply blocks included.
+    pub message_len: u32,
+    /// Where the answers to it arrive, if reply blocks go with it.
+    pub reply_to: Option<&'a ExitAddress>,
+}
+
+/// Prints no address.
+impl std::fmt::Debug for Wish<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Wish(..)")
+    }
+}
+
+/// Why a mail would not find its way now. The settings of the sender, or too few mixes.
+#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone)]
+pub enum NoWay {
+    /// No path leads to the recipient.
+    #[error("no path leads to this address: {0}")]
+    Forward(#[source] NoPath),
+    /// No path for a reply block leads back.
+    #[error("no path leads back for the reply block: {0}")]
+    Reply(#[source] NoPath),
 }
 
 /// The service that packs mails.
@@ -214,19 +281,13 @@ impl Sender {
         let exit = Exit { exit_type, address: info };
         let payloads = encode::encode(&message, Capacity::Plain, Some(&exit), &mut dice)?;
         let fragmented = payloads.len() > 1;
-        let request = PathRequest {
-            spec: &self.style.path,
-            target: Target::Exit(valid::Exit {
-                address: &address,
-                message_size: message.len() as u64,
-                from: headers::parse(&message).0.from.is_some(),
-                reassembled: fragmented,
-            }),
-            packets: payloads.len(),
-            valid_until: now + TRANSIT,
-            files: &BTreeMap::new(),
+        let target = valid::Exit {
+            address: &address,
+            message_size: message.len() as u64,
+            from: headers::parse(&message).0.from.is_some(),
+            reassembled: fragmented,
         };
-        let paths = select(&mixes, &request, now, &mut dice)?;
+        let paths = select(&mixes, &self.style.forward(target, payloads.len(), now), now, &mut dice)?;
         let exit = if fragmented { Exit { exit_type: RoutingType::FRAGMENT, address: Vec::new() } } else { exit };
         let mut packets = Vec::with_capacity(payloads.len());
         for (payload, path) in payloads.into_iter().zip(&paths) {
@@ -267,15 +328,8 @@ impl Sender {
         now: SystemTime,
         dice: &mut Dice,
     ) -> Result<Surb, NotPacked> {
-        let expires = now + self.style.reply_block_lifetime;
-        let target = valid::Exit { address: reply_to, message_size: 0, from: false, reassembled: false };
-        let request = PathRequest {
-            spec: &self.style.reply_path,
-            target: Target::Exit(target),
-            packets: 1,
-            valid_until: expires,
-            files: &BTreeMap::new(),
-        };
+        let request = self.style.reply(reply_to, now);
+        let expires = request.valid_until;
         let path = select(mixes, &request, now, dice)?.pop().ok_or(NoPath::NoExit)?;
         let (exit_type, address) = reply_to.routing();
         Ok(build::reply_block(&hops(&path.leg2)?, &Exit { exit_type, address }, key, expires, dice)?)
@@ -384,29 +438,28 @@ mod tests {
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
     const KB: u64 = 1024;
-    /// Of the directory server and of the mix.
-    static KEYS: LazyLock<[PrivateKey; 2]> =
-        LazyLock::new(|| [1, 2].map(|seed| PrivateKey::generate(2048, &mut StdRng::seed_from_u64(seed)).unwrap()));
+    /// Of the directory server and of two mixes.
+    static KEYS: LazyLock<[PrivateKey; 3]> =
+        LazyLock::new(|| [1, 2, 5].map(|seed| PrivateKey::generate(2048, &mut StdRng::seed_from_u64(seed)).unwrap()));
 
     /// Noon of some day.
     fn now() -> SystemTime {
         SystemTime::UNIX_EPOCH + 19_631 * DAY + DAY / 2
     }
 
-    /// A directory of one exit, `gamma`, that does everything up to 128 KB, but for the changes.
-    fn directory(recommended: bool, change: impl FnOnce(&mut DescriptorFields)) -> Directory {
-        let ([server, mix], mut rng) = (&*KEYS, StdRng::seed_from_u64(3));
+    /// A mix that does everything up to 128 KB, but for the changes.
+    fn mix(nickname: &str, key: &PrivateKey, change: impl FnOnce(&mut DescriptorFields)) -> Arc<Descriptor> {
         let midnight = now() - DAY / 2;
         let delivery = Delivery { max_size: 128 * KB, allow_from: true };
         let mut fields = DescriptorFields {
-            nickname: "gamma".parse().unwrap(),
+            nickname: nickname.parse().unwrap(),
             published: midnight - DAY,
             valid_after: midnight - DAY,
             valid_until: midnight + 4 * DAY,
             contact: "nobody".to_owned(),
             contact_fingerprint: None,
             comments: None,
-            packet_key: mix.public_key(),
+            packet_key: key.public_key(),
             software: "mixgate".to_owned(),
             why_insecure: None,
             listens_at: Some((HostName::parse("mix.example").unwrap(), 48099)),
@@ -416,26 +469,74 @@ mod tests {
             fragmented: Some(100),
         };
         change(&mut fields);
-        let gamma = Arc::new(fields.sign(mix, &mut rng).unwrap());
+        Arc::new(fields.sign(key, &mut StdRng::seed_from_u64(3)).unwrap())
+    }
+
+    fn directory_of(descriptors: Vec<Arc<Descriptor>>, recommended: bool) -> Directory {
+        let [server, ..] = &*KEYS;
+        let midnight = now() - DAY / 2;
         let key_id = server.public_key().key_id();
+        let names = descriptors.iter().map(|mix| mix.nickname().clone());
         let fields = DirectoryFields {
             status: Status::Consensus,
             valid_after: midnight,
             valid_until: midnight + DAY,
-            recommended: recommended.then(|| gamma.nickname().clone()).into_iter().collect(),
+            recommended: names.filter(|_| recommended).collect(),
             voters: vec![Voter { key_id, url: "http://dir.example/".to_owned() }],
             client_versions: Vec::new(),
             server_versions: Vec::new(),
-            descriptors: vec![gamma],
+            descriptors,
         };
-        let text = fields.sign(server, &mut rng).unwrap();
+        let text = fields.sign(server, &mut StdRng::seed_from_u64(4)).unwrap();
         Directory::parse(&text, &Trust::new([key_id], 1).unwrap(), now()).unwrap()
+    }
+
+    /// A directory of one exit, `gamma`.
+    fn directory(recommended: bool, change: impl FnOnce(&mut DescriptorFields)) -> Directory {
+        directory_of(vec![mix("gamma", &KEYS[1], change)], recommended)
+    }
+
+    /// The same with a second mix, `delta`, both of which keep their keys for so many days.
+    fn two_mixes(days: u32) -> Directory {
+        let until = |fields: &mut DescriptorFields| fields.valid_until = now() - DAY / 2 + days * DAY;
+        directory_of(vec![mix("gamma", &KEYS[1], until), mix("delta", &KEYS[2], until)], true)
     }
 
     /// What the exit of that directory is held to take: by e-mail, and for its own users.
     fn largest(directory: &Directory) -> [Option<u64>; 2] {
         ["smtp:bob@example.org", "mbox:frida@gamma"]
             .map(|to| largest_message(directory, &ExitAddress::parse(to).unwrap(), now()))
+    }
+
+    /// What keeps a mail to that address from its way, when sent by that path and answered by another.
+    fn no_way(directory: &Directory, path: &str, to: &str, reply_to: Option<&str>) -> Option<NoWay> {
+        let style = Style::new(path, "gamma", 7 * DAY).unwrap();
+        let parse = |text: &str| ExitAddress::parse(text).unwrap();
+        let (to, reply_to) = (parse(to), reply_to.map(parse));
+        let wish = Wish { to: &to, message_len: 50_000, reply_to: reply_to.as_ref() };
+        style.check(directory, &wish, now(), &mut World::real().dice()).err()
+    }
+
+    #[test]
+    fn mail_that_would_find_no_path_is_known_before_it_is_taken() {
+        let refusal = |path| no_way(&two_mixes(9), path, "bob@example.org", None);
+        assert_eq!(refusal("delta,gamma"), None);
+        assert!(matches!(refusal("gamma,gamma"), Some(NoWay::Forward(NoPath::Twice { .. }))));
+        assert!(matches!(refusal("?,epsilon"), Some(NoWay::Forward(NoPath::Unknown { .. }))));
+        let relays = directory_of(
+            vec![mix("gamma", &KEYS[1], |_| {}), mix("delta", &KEYS[2], |fields| fields.smtp = None)],
+            true,
+        );
+        let named_last = no_way(&relays, "gamma,delta", "bob@example.org", None);
+        assert!(matches!(named_last, Some(NoWay::Forward(NoPath::CannotDeliver { .. }))), "{named_last:?}");
+    }
+
+    #[test]
+    fn mail_whose_reply_block_would_find_no_path_is_known_before_it_is_taken() {
+        let refusal = |days| no_way(&two_mixes(days), "delta,gamma", "bob@example.org", Some("mbox:alice@gamma"));
+        // The reply block lives for a week.
+        assert!(matches!(refusal(4), Some(NoWay::Reply(NoPath::NotInForce { .. }))), "{:?}", refusal(4));
+        assert_eq!(refusal(9), None);
     }
 
     #[test]
