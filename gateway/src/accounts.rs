@@ -15,7 +15,7 @@ pub struct Accounts(Arc<BTreeMap<String, Digest>>);
 impl Accounts {
     /// One account for each identity.
     pub fn new(identities: &[IdentityConfig]) -> Self {
-        let accounts = identities.iter().map(|identity| (identity.name.clone(), digest(&identity.password)));
+        let accounts = identities.iter().map(|identity| (identity.name.clone(), digest(identity.password.expose())));
         Self(Arc::new(accounts.collect()))
     }
 
@@ -58,12 +58,13 @@ impl pop_out::pop3::Accounts for Accounts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Password;
 
     #[test]
     fn account_opens_to_its_own_password_alone() {
         let identity = |name: &str, password: &str| IdentityConfig {
             name: name.into(),
-            password: password.into(),
+            password: Password::new(password.to_owned()),
             ..IdentityConfig::default()
         };
         let accounts = Accounts::new(&[identity("alice", "a"), identity("bob", "b")]);

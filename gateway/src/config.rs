@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use mix::node::config::{NetworkConfig, NodeConfig, SenderConfig};
 use mix::node::directory::DirectoryConfig;
+use mix::secret::Secret;
 use pop_out::config::PopConfig;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use smtp_in::config::SmtpConfig;
 
 /// The whole configuration. A role that is not enabled takes no part.
@@ -101,10 +102,38 @@ pub struct IdentityConfig {
     /// The user name, for SMTP and POP3.
     pub name: String,
     /// The password, for both.
-    pub password: String,
+    pub password: Password,
     /// Where answers arrive: the exit address that goes into reply blocks, as `mbox:NAME@NICKNAME`. Empty: mail of this
     /// identity carries no reply blocks.
     pub reply_to: String,
+}
+
+/// A password from the settings: overwritten when dropped, not printed, and not written out again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Password(Secret<String>);
+
+impl Password {
+    /// Takes charge of `password`.
+    pub fn new(password: String) -> Self {
+        Self(Secret::new(password))
+    }
+
+    /// The password itself.
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+}
+
+impl<'de> Deserialize<'de> for Password {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(Self::new)
+    }
+}
+
+impl Serialize for Password {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("")
+    }
 }
 
 /// Prints no password.

@@ -363,7 +363,8 @@ impl Running {
         let maildrops = maildrop::Store::new(db.clone());
         let door = pop_out::server::Server::new(accounts, maildrops, (&config.pop).into());
         self.tasks.spawn(door.serve(pop3, self.stop.clone()));
-        self.tasks.spawn(collect(db.clone(), inbox_bell, world.clone(), self.stop.clone()));
+        let inflate_max = config.pop.inflate_max;
+        self.tasks.spawn(collect(db.clone(), inflate_max, inbox_bell, world.clone(), self.stop.clone()));
         self.tasks.spawn(network.clone().run(self.stop.clone()));
         let pool = match &self.node {
             // Own mail goes through the own pool, and leaves in batches with the packets of others.
@@ -439,7 +440,7 @@ fn check_mailboxes(mailroom: &Mailroom, node: &NodeConfig) -> Result<(), StartEr
 fn check_identities(identities: &[IdentityConfig]) -> Result<(), StartError> {
     let mut names = BTreeSet::new();
     for identity in identities {
-        if identity.name.is_empty() || identity.password.is_empty() || !names.insert(&identity.name) {
+        if identity.name.is_empty() || identity.password.expose().is_empty() || !names.insert(&identity.name) {
             return Err(StartError::Identity { name: identity.name.clone() });
         }
     }
@@ -456,11 +457,12 @@ fn mailboxes(mailroom: &Mailroom, world: &World) -> Arc<dyn mix::deliver::mbox::
 }
 
 /// Moves what arrives into the maildrops, decoded, and removes what has become old.
-async fn collect(db: Db, bell: Arc<Notify>, world: World, stop: CancellationToken) {
+async fn collect(db: Db, inflate_max: usize, bell: Arc<Notify>, world: World, stop: CancellationToken) {
     let mut cleaning = interval(CLEANING);
     while !stop.is_cancelled() {
         let (mail, now, mut dice) = (db.clone(), world.now(), world.dice());
-        let collected = tokio::task::spawn_blocking(move || collector::run_once(&mail, now, &mut dice)).await;
+        let collected =
+            tokio::task::spawn_blocking(move || collector::run_once(&mail, inflate_max, now, &mut dice)).await;
         match collected {
             Ok(Ok(0)) => {}
             // What was decoded stands in the log of the database as it came.

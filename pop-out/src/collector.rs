@@ -32,13 +32,14 @@ const UNREADABLE_SUBJECT: &str = "Unreadable anonymous message";
 ///
 /// # Errors
 /// What the database says. What was done before stays done, the rest is found again by the next call.
-pub fn run_once(db: &Db, now: SystemTime, rng: &mut impl CryptoRng) -> Result<usize, StoreError> {
-    run_with(db, now, rng, open::open)
+pub fn run_once(db: &Db, inflate_max: usize, now: SystemTime, rng: &mut impl CryptoRng) -> Result<usize, StoreError> {
+    run_with(db, inflate_max, now, rng, |arrived, keyring| open::open(arrived, keyring, inflate_max))
 }
 
 /// As [`run_once`], by another way to open what arrived.
 fn run_with(
     db: &Db,
+    inflate_max: usize,
     now: SystemTime,
     rng: &mut impl CryptoRng,
     open: impl Fn(&Arrived, &[Identity]) -> (Owner, Opened),
@@ -60,7 +61,7 @@ fn run_with(
         }
     }
     for owner in &owners {
-        mails += complete(db, owner, now, rng)?;
+        mails += complete(db, owner, inflate_max, now, rng)?;
     }
     Ok(mails)
 }
@@ -118,7 +119,13 @@ fn keep(
 }
 
 /// Makes mails of the messages of which enough fragments are here, those that a crash left so among them.
-fn complete(db: &Db, owner: &Owner, now: SystemTime, rng: &mut impl CryptoRng) -> Result<usize, StoreError> {
+fn complete(
+    db: &Db,
+    owner: &Owner,
+    inflate_max: usize,
+    now: SystemTime,
+    rng: &mut impl CryptoRng,
+) -> Result<usize, StoreError> {
     let scope = owner.scope();
     let (mut mails, mut after) = (0, None);
     loop {
@@ -126,7 +133,10 @@ fn complete(db: &Db, owner: &Owner, now: SystemTime, rng: &mut impl CryptoRng) -
         let Some(last) = ready.last() else { return Ok(mails) };
         after = Some(*last);
         for message in ready {
-            mails += one_at_a_time(|| join(db, message, owner, now, rng))?;
+            mails += one_at_a_time(|| {
+                let Some(ready) = db.read(|view| fragments::load(view, message))? else { return Ok(0) };
+                join(db, message, open::reassemble(ready, inflate_max), owner, now, rng)
+            })?;
         }
     }
 }
@@ -134,12 +144,12 @@ fn complete(db: &Db, owner: &Owner, now: SystemTime, rng: &mut impl CryptoRng) -
 fn join(
     db: &Db,
     message: FragmentedId,
+    text: Result<Vec<u8>, Unreadable>,
     owner: &Owner,
     now: SystemTime,
     rng: &mut impl CryptoRng,
 ) -> Result<usize, StoreError> {
-    let Some(ready) = db.read(|view| fragments::load(view, message))? else { return Ok(0) };
-    let mail = match open::reassemble(ready) {
+    let mail = match text {
         Ok(text) => Mail::message(owner, &text, now, rng),
         Err(unreadable) => Mail::unreadable(owner, &unreadable, now, rng),
     };
@@ -200,6 +210,8 @@ mod tests {
     use super::*;
     use crate::pop3::{Mailbox as _, Maildrops as _};
 
+    const INFLATE_MAX: usize = 100_000;
+
     /// A gateway's database with two identities, and what is sent to them.
     struct House {
         folder: tempfile::TempDir,
@@ -239,7 +251,7 @@ mod tests {
         }
 
         fn collect(&mut self) -> usize {
-            run_once(&self.db, now(), &mut self.rng).unwrap()
+            run_once(&self.db, INFLATE_MAX, now(), &mut self.rng).unwrap()
         }
 
         /// The mails of an identity, as text with line feeds.
@@ -291,9 +303,9 @@ mod tests {
         }
         let fails_at_two = |arrived: &Arrived, keyring: &[Identity]| {
             assert!(!matches!(&arrived.arrival, Arrival::Message(text) if text.ends_with(b"two")), "a bug of ours");
-            open::open(arrived, keyring)
+            open::open(arrived, keyring, INFLATE_MAX)
         };
-        assert_eq!(run_with(&house.db, now(), &mut house.rng, fails_at_two).unwrap(), 2);
+        assert_eq!(run_with(&house.db, INFLATE_MAX, now(), &mut house.rng, fails_at_two).unwrap(), 2);
         assert_eq!(house.mails("alice").len(), 2);
         // Another version of the program may know better.
         assert_eq!(house.collect(), 1);
@@ -472,6 +484,6 @@ mod tests {
     fn closed_database_is_an_error() {
         let mut house = House::new();
         house.db.close();
-        assert!(matches!(run_once(&house.db, now(), &mut house.rng), Err(StoreError::Closed)));
+        assert!(matches!(run_once(&house.db, INFLATE_MAX, now(), &mut house.rng), Err(StoreError::Closed)));
     }
 }

@@ -21,6 +21,10 @@ pub struct PopConfig {
     pub idle_timeout: Duration,
     /// How many connections are served at once; who comes then is turned away. A mail client holds a few.
     pub max_connections: NonZeroU16,
+    /// Text that grows more than twentyfold when inflated may have been made to exhaust the reader's computer. Up to so many
+    /// octets it is shown all the same, beyond it stays compressed. Whoever knows a mailbox can fill it by so much with
+    /// each packet.
+    pub inflate_max: usize,
 }
 
 impl Default for PopConfig {
@@ -29,6 +33,7 @@ impl Default for PopConfig {
             listen: LoopbackAddress::ipv4(20110),
             idle_timeout: MIN_IDLE_TIMEOUT,
             max_connections: NonZeroU16::new(64).expect("64 is not zero"),
+            inflate_max: 1 << 20,
         }
     }
 }

@@ -144,17 +144,27 @@ impl Unreadable {
     }
 }
 
-/// Opens an arrival with the keys of all identities.
-pub fn open(arrived: &Arrived, keyring: &[Identity]) -> (Owner, Opened) {
+/// Opens an arrival with the keys of all identities. What would grow more than is natural is inflated up to `inflate_max`
+/// octets.
+pub fn open(arrived: &Arrived, keyring: &[Identity], inflate_max: usize) -> (Owner, Opened) {
     match &arrived.arrival {
         Arrival::Message(message) => {
             (Owner::new(&arrived.identity, &arrived.identity), Opened::Message(message.clone()))
         }
-        Arrival::Payload { handle, payload } => open_payload(&arrived.identity, handle.as_ref(), payload, keyring),
+        Arrival::Payload { handle, payload } => {
+            let (owner, content) = decoded(&arrived.identity, handle.as_ref(), payload, keyring);
+            let opened = content.and_then(|content| opened(content, inflate_max));
+            (owner, opened.unwrap_or_else(Opened::Unreadable))
+        }
     }
 }
 
-fn open_payload(mailbox: &str, handle: Option<&Handle>, payload: &Payload, keyring: &[Identity]) -> (Owner, Opened) {
+fn decoded(
+    mailbox: &str,
+    handle: Option<&Handle>,
+    payload: &Payload,
+    keyring: &[Identity],
+) -> (Owner, Result<Content, Unreadable>) {
     let surb_keys: Vec<SurbKey> = keyring.iter().map(|identity| identity.surb_key.clone()).collect();
     let decoded = match decode(payload, handle, &DecodingKeys { surb_keys: &surb_keys, private_keys: &[] }) {
         Ok(decoded) => decoded,
@@ -164,7 +174,7 @@ fn open_payload(mailbox: &str, handle: Option<&Handle>, payload: &Payload, keyri
                 Undecodable::Damaged(invalid) => Why::Payload(invalid),
             };
             let unreadable = Unreadable::new(why, &unopened(handle, payload));
-            return (Owner::new(mailbox, mailbox), Opened::Unreadable(unreadable));
+            return (Owner::new(mailbox, mailbox), Err(unreadable));
         }
     };
     let opener = match decoded.opened_with {
@@ -173,14 +183,17 @@ fn open_payload(mailbox: &str, handle: Option<&Handle>, payload: &Payload, keyri
         OpenedWith::Nothing | OpenedWith::PrivateKey(_) => None,
     };
     let owner = Owner::new(opener.unwrap_or(mailbox), mailbox);
-    let opened = match decoded.content {
-        Content::Singleton { compressed } => inflate(compressed).map_or_else(Opened::Unreadable, Opened::Message),
+    (owner, Ok(decoded.content))
+}
+
+fn opened(content: Content, inflate_max: usize) -> Result<Opened, Unreadable> {
+    match content {
+        Content::Singleton { compressed } => inflate(compressed, inflate_max).map(Opened::Message),
         Content::Fragment(fragment) if fragment.fragmentation().message_len() > MAX_FRAGMENTED_LEN => {
-            Opened::Unreadable(Unreadable::fragment(Why::TooLong, &fragment))
+            Err(Unreadable::fragment(Why::TooLong, &fragment))
         }
-        Content::Fragment(fragment) => Opened::Fragment(fragment),
-    };
-    (owner, opened)
+        Content::Fragment(fragment) => Ok(Opened::Fragment(fragment)),
+    }
 }
 
 fn unopened(handle: Option<&Handle>, payload: &Payload) -> ArmoredMessage {
@@ -191,8 +204,8 @@ fn unopened(handle: Option<&Handle>, payload: &Payload) -> ArmoredMessage {
     }
 }
 
-fn inflate(compressed: Vec<u8>) -> Result<Vec<u8>, Unreadable> {
-    let limit = expansion_limit(compressed.len()).min(MAX_TEXT_LEN);
+fn inflate(compressed: Vec<u8>, inflate_max: usize) -> Result<Vec<u8>, Unreadable> {
+    let limit = expansion_limit(compressed.len()).max(inflate_max).min(MAX_TEXT_LEN);
     decompress(&compressed, limit).map_err(|invalid| match invalid {
         InvalidCompression::Overcompressed { .. } => {
             Unreadable::new(Why::Overcompressed, &ArmoredMessage::Overcompressed(compressed))
@@ -205,6 +218,7 @@ fn inflate(compressed: Vec<u8>) -> Result<Vec<u8>, Unreadable> {
 ///
 /// # Errors
 /// Why it cannot be read.
-pub fn reassemble(ready: ReadyMessage) -> Result<Vec<u8>, Unreadable> {
-    ready.reassemble().map_err(|_| Unreadable { why: Why::Fragments, armored: Vec::new() }).and_then(inflate)
+pub fn reassemble(ready: ReadyMessage, inflate_max: usize) -> Result<Vec<u8>, Unreadable> {
+    let compressed = ready.reassemble().map_err(|_| Unreadable { why: Why::Fragments, armored: Vec::new() })?;
+    inflate(compressed, inflate_max)
 }

@@ -33,8 +33,9 @@ fn pieces(dice: &mut StdRng) -> Vec<Vec<u8>> {
         b"USER \xff\r\nPASS\r\nAPOP a b\r\nRETR -1\r\nUSER ".to_vec(),
         b"GET / HTTP/1.1\r\nHost".to_vec(),
         b"GET /\xff%00%ff/../../etc/passwd HTTP/1.1\r\n\r\n".to_vec(),
-        b"POST /publish HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n".to_vec(),
-        b"POST /publish HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf".to_vec(),
+        b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n".to_vec(),
+        b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf".to_vec(),
+        b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n\r\ndesc=%5BServer%5D%0A%ff%00%zz%".to_vec(),
         b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n".to_vec(),
         // A TLS handshake whose record is cut short, and one that lies about its length.
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(),

@@ -8,17 +8,22 @@ use std::process::{Command, Output};
 
 use mixgate_tests::letter::{Letter, letter};
 use mixgate_tests::mails::{dice, incompressible, plain};
-use mixgate_tests::program::command;
+use mixgate_tests::program::{Program, STOPPING, command};
 
 /// What the correspondent answers.
 const ANSWER: &str = "Přišlo to. It has come.\n";
 
 /// The mail that was delivered and the answer that came back, as `--send` printed them.
 fn sent(name: &str, mail: &[u8]) -> (Letter, Letter) {
+    sent_and_answered(name, mail, ANSWER)
+}
+
+/// As [`sent`], with this answer.
+fn sent_and_answered(name: &str, mail: &[u8], answer: &str) -> (Letter, Letter) {
     let folder = tempfile::tempdir().unwrap();
     let (eml, reply) = (folder.path().join("mail.eml"), folder.path().join("reply.txt"));
     fs::write(&eml, mail).unwrap();
-    fs::write(&reply, ANSWER).unwrap();
+    fs::write(&reply, answer).unwrap();
     let output = send(&eml).arg("--reply").arg(&reply).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name}: {}: {errors}", output.status);
@@ -79,6 +84,49 @@ fn mail_that_needs_fragments_is_delivered_whole_and_answered() {
     let (delivered, answer) = sent("fragments", &plain("bob@example.org", "much", &text));
     assert!(delivered.body() == text, "not what went in: {} octets", delivered.body().len());
     assert_eq!(answer.text, ANSWER);
+}
+
+#[test]
+fn text_that_repeats_itself_arrives_and_so_does_such_an_answer() {
+    let text = "All work and no play makes Jack a dull boy.\n".repeat(2000);
+    let answer = "Here is nothing new.\n".repeat(3000);
+    let (delivered, answered) = sent_and_answered("repetition", &plain("bob@example.org", "dull", &text), &answer);
+    assert!(delivered.body() == text, "not what went in: {} octets", delivered.body().len());
+    assert!(answered.text == answer, "not what was answered: {}", answered.text);
+}
+
+#[test]
+fn line_that_looks_like_a_reply_block_does_not_hide_the_real_one() {
+    let text = "Look:\n-----BEGIN TYPE III REPLY BLOCK-----\nVersion: 0.2\n\nAAAA\n-----END TYPE III REPLY BLOCK-----\n\
+                -----BEGIN TYPE III REPLY BLOCK-----\nand no end\n";
+    let (_, answer) = sent("a false reply block", &plain("bob@example.org", "look", text));
+    assert_eq!(answer.text, ANSWER);
+}
+
+#[test]
+fn story_that_is_interrupted_fails_and_names_its_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let (eml, ready) = (folder.path().join("mail.eml"), folder.path().join("ready.json"));
+    fs::write(&eml, plain("bob@example.org", "late", "late\n")).unwrap();
+    let mut late = command();
+    late.args(["demo", "--smtp", "0", "--pop", "0", "--interval", "1h", "--send"]).arg(&eml).arg("--ready").arg(&ready);
+    let mut program = Program::start(late);
+    program.until("the file of --ready", |_| ready.exists().then_some(()));
+    program.signal("INT");
+    assert_eq!(program.wait(STOPPING).code(), Some(1));
+    let last_words = program.stderr();
+    assert!(last_words.starts_with("mixgate: interrupted during this step: "), "{last_words}");
+}
+
+#[test]
+fn recipient_inside_the_network_is_refused_however_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let eml = folder.path().join("mail.eml");
+    fs::write(&eml, plain("bob@example.org", "inside", "inside\n")).unwrap();
+    let output = send(&eml).args(["--to", "alice@aurora.MBOX.alt"]).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("does not come to the outside world"), "{errors}");
 }
 
 #[test]

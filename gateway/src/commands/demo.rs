@@ -71,26 +71,31 @@ pub(super) async fn run(arguments: DemoArguments) -> Result<(), Failed> {
     if let Some(file) = &arguments.ready {
         Demo::unannounce(file)?;
     }
-    let demo = tokio::select! {
+    // A script that waits for a story must not take its interruption for its end.
+    let asked = || story.as_ref().map_or(Ok(()), |story| Err(story.interrupted().into()));
+    let mut demo = tokio::select! {
         demo = Demo::start(options) => demo?,
-        () = signals.asked() => return Ok(()),
+        () = signals.asked() => return asked(),
     };
     if let Some(file) = &arguments.ready {
         demo.announce(file)?;
     }
-    let ended = match story {
+    let ended = match &story {
         Some(story) => tokio::select! {
             told = story.tell(&demo) => told.map_err(Failed::from),
-            () = signals.asked() => Ok(()),
+            () = signals.asked() => asked(),
         },
         None => {
             demo.explain();
             tokio::select! {
-                () = demo.watch() => Ok(()),
+                ended = demo.watch() => ended.map_err(Failed::from),
                 () = signals.asked() => Ok(()),
             }
         }
     };
-    demo.stop().await;
-    ended
+    tokio::select! {
+        () = demo.stop() => ended,
+        // Whoever asks twice does not want to wait.
+        () = signals.asked() => ended,
+    }
 }

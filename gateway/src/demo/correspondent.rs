@@ -16,6 +16,8 @@ use mix::payload::headers::{self, MessageHeaders};
 use mix::payload::{Capacity, armor, encode};
 use tokio_util::sync::CancellationToken;
 
+/// How a reply block begins in text (minion-spec, appendix on armour).
+const BEGIN_SURB: &str = "-----BEGIN TYPE III REPLY BLOCK-----";
 /// How long the packets of an answer may take.
 const TRANSIT: Duration = Duration::from_secs(24 * 3600);
 
@@ -23,11 +25,24 @@ const TRANSIT: Duration = Duration::from_secs(24 * 3600);
 pub(super) fn reply_blocks(mail: &[u8]) -> anyhow::Result<Vec<Surb>> {
     let message = mail_parser::MessageParser::default().parse(mail).context("reading the delivered message")?;
     let text = message.body_text(0).context("reading the delivered message")?;
-    let found = armor::surbs_from_text(text.as_bytes()).context("reading the reply block")?;
-    if found.is_empty() {
+    let surbs = whole_blocks(&text);
+    if surbs.is_empty() {
         bail!("the delivered message carries no reply block");
     }
-    Ok(found.into_iter().map(|found| found.item.surb).collect())
+    Ok(surbs)
+}
+
+/// The reply blocks in a text. What only looks like the beginning of one, as whoever wrote the text may have put there,
+/// does not hide those behind it.
+fn whole_blocks(text: &str) -> Vec<Surb> {
+    let starts = text.match_indices(BEGIN_SURB).map(|(start, _)| start);
+    let ends = starts.clone().skip(1).chain([text.len()]);
+    let parts = starts.zip(ends).filter_map(|(start, end)| text.get(start..end));
+    parts
+        .filter_map(|part| armor::surbs_from_text(part.as_bytes()).ok())
+        .flatten()
+        .map(|found| found.item.surb)
+        .collect()
 }
 
 /// Answers with `text` through `surbs`, one for each packet.

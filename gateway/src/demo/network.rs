@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::outside::Outside;
 use super::state::{NodeState, State, loopback, replace_file};
-use crate::config::{Config, GatewayConfig, IdentityConfig};
+use crate::config::{Config, GatewayConfig, IdentityConfig, Password};
 use crate::{Gateway, Running};
 
 /// The pseudonym of the demonstration.
@@ -217,8 +218,8 @@ Ctrl-C ends it.
         let _ = writeln!(std::io::stdout(), "{text}");
     }
 
-    /// Shows what happens, as counts, for ever.
-    pub(crate) async fn watch(&self) {
+    /// Shows what happens, as counts, until a service ends that should not.
+    pub(crate) async fn watch(&mut self) -> anyhow::Result<()> {
         let terminal = std::io::stdout().is_terminal();
         let mut shown = String::new();
         loop {
@@ -227,8 +228,22 @@ Ctrl-C ends it.
                 show(&line, terminal, shown.len());
                 shown = line;
             }
-            tokio::time::sleep(LIVE).await;
+            tokio::select! {
+                () = tokio::time::sleep(LIVE) => {}
+                () = self.service_ended() => bail!("a service has ended that should not; see the lines above"),
+            }
         }
+    }
+
+    /// Returns when a service of any role has ended or failed.
+    async fn service_ended(&mut self) {
+        let all = self.nodes.iter_mut().chain([&mut self.directory]);
+        let mut services: Vec<_> = all.map(|running| Box::pin(running.service_ended())).collect();
+        std::future::poll_fn(|context| {
+            let ended = services.iter_mut().any(|service| service.as_mut().poll(context).is_ready());
+            if ended { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     fn live_line(&self) -> String {
@@ -288,7 +303,7 @@ async fn start_outside(home: &Path, state: &State, stop: &CancellationToken) -> 
     let pop3_address = pop3.local_addr()?;
     let account = IdentityConfig {
         name: OUTSIDE_USER.into(),
-        password: state.outside_password.clone(),
+        password: Password::new(state.outside_password.clone()),
         ..IdentityConfig::default()
     };
     let accounts = crate::accounts::Accounts::new(&[account]);
@@ -356,12 +371,14 @@ fn gateway_config(home: &Path, state: &State, options: &Options) -> anyhow::Resu
         home: home.join("gateway"),
         identities: vec![IdentityConfig {
             name: USER.into(),
-            password: state.password.clone(),
+            password: Password::new(state.password.clone()),
             reply_to: format!("mbox:{USER}@{}", first.nickname),
         }],
         ..GatewayConfig::default()
     };
     config.smtp.listen = LoopbackAddress::ipv4(options.smtp);
     config.pop.listen = LoopbackAddress::ipv4(options.pop3);
+    // Nobody floods anybody here.
+    config.pop.inflate_max = usize::try_from(MAX_SIZE).expect("ten million");
     Ok(config)
 }

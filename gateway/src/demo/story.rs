@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -12,7 +13,8 @@ use lettre::address::Envelope;
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
 use lettre::{AsyncSmtpTransport, AsyncTransport as _, Tokio1Executor};
 use mail_parser::MessageParser;
-use smtp_in::recipient::MBOX_DOMAIN;
+use mix::path::ExitAddress;
+use smtp_in::recipient;
 use tokio::time::{sleep, timeout};
 
 use super::network::Demo;
@@ -29,6 +31,8 @@ pub(crate) struct Story {
     recipients: Vec<String>,
     answer: Vec<u8>,
     timeout: Duration,
+    /// The step that is under way.
+    current: Mutex<&'static str>,
 }
 
 impl Story {
@@ -42,11 +46,21 @@ impl Story {
         }
         recipients.sort();
         recipients.dedup();
-        if let Some(inside) = recipients.iter().find(|address| address.ends_with(MBOX_DOMAIN)) {
-            bail!("mail to {inside} does not come to the outside world, which --send waits for");
+        for address in &recipients {
+            let leads_to = recipient::parse(address).with_context(|| format!("the recipient {address}"))?;
+            if !matches!(leads_to, ExitAddress::Smtp(_)) {
+                bail!("mail to {address} does not come to the outside world, which --send waits for");
+            }
         }
         let answer = answer.map_or_else(|| Ok(ANSWER.into()), read)?;
-        Ok(Self { mail: octets, recipients, answer, timeout })
+        let current = Mutex::new("starting the network");
+        Ok(Self { mail: octets, recipients, answer, timeout, current })
+    }
+
+    /// That the story was not told to its end, and where it was.
+    pub(crate) fn interrupted(&self) -> anyhow::Error {
+        let step = *self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        anyhow::anyhow!("interrupted during this step: {step}")
     }
 
     /// Tells the story; fails with the name of the step that did not come.
@@ -64,10 +78,15 @@ impl Story {
         let first = delivered.first().context("nothing was delivered")?;
         self.step("answering through the reply block", reply(demo, first, answer)).await?;
         let answered = self.step("the answer in the maildrop over POP3", answered(demo, &seen)).await?;
-        show("answer", &answered)
+        show("answer", &answered)?;
+        if !reads_as(&answered, answer) {
+            bail!("step failed: the answer in the maildrop does not read as it was written");
+        }
+        Ok(())
     }
 
-    async fn step<T>(&self, name: &str, step: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    async fn step<T>(&self, name: &'static str, step: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = name;
         let within = humantime::format_duration(self.timeout);
         match timeout(self.timeout, step).await {
             Ok(ended) => ended.with_context(|| format!("step failed: {name}")),
@@ -152,6 +171,15 @@ async fn answered(demo: &Demo, seen: &BTreeSet<String>) -> anyhow::Result<Vec<u8
     }
 }
 
+/// Whether a mail shows this text, but for how its lines end. What is no text cannot be shown, and comes in armour.
+fn reads_as(mail: &[u8], text: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(text) else { return true };
+    let parsed = MessageParser::default().parse(mail);
+    let shown = parsed.as_ref().and_then(|mail| mail.body_text(0)).unwrap_or_default();
+    let lines = |text: &str| text.trim_end().lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>();
+    lines(&shown) == lines(text)
+}
+
 /// Prints octets as they are between two marker lines.
 fn show(what: &str, octets: &[u8]) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
@@ -163,7 +191,15 @@ fn show(what: &str, octets: &[u8]) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::with_crlf;
+    use super::{reads_as, with_crlf};
+
+    #[test]
+    fn answer_that_reads_otherwise_than_it_was_written_is_noticed() {
+        let mail = b"Subject: x\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nSch\xc3\xb6n \r\nda.\r\n";
+        assert!(reads_as(mail, "Sch\u{f6}n\nda.\n\n".as_bytes()));
+        assert!(!reads_as(mail, b"Unread"));
+        assert!(reads_as(mail, b"\xff no text, so in armour"));
+    }
 
     #[test]
     fn lines_end_with_crlf_whatever_the_file_has() {
