@@ -154,3 +154,105 @@ fn keep(file: &std::path::Path, text: &str) -> io::Result<()> {
     writer.sync_all()?;
     fs::rename(&temporary, file)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::crypto::pk::PrivateKey;
+    use crate::directory::{DirectoryFields, Status, Voter};
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    /// Noon of some day.
+    fn now() -> SystemTime {
+        SystemTime::UNIX_EPOCH + 19_631 * DAY + DAY / 2
+    }
+
+    /// An empty directory of the day so many days ago, valid for three.
+    fn directory(key: &PrivateKey, days_ago: u32) -> String {
+        let midnight = now() - DAY / 2 - days_ago * DAY;
+        let fields = DirectoryFields {
+            status: Status::Consensus,
+            valid_after: midnight,
+            valid_until: midnight + 3 * DAY,
+            recommended: std::collections::BTreeSet::new(),
+            voters: vec![Voter { key_id: key.public_key().key_id(), url: "http://dir.example/".to_owned() }],
+            client_versions: Vec::new(),
+            server_versions: Vec::new(),
+            descriptors: Vec::new(),
+        };
+        fields.sign(key, &mut World::real().dice()).unwrap()
+    }
+
+    /// A server that gives these answers, one after the other.
+    async fn server(answers: Vec<String>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 4096];
+                let _ = stream.read(&mut request).await;
+                let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", answer.len());
+                stream.write_all((head + &answer).as_bytes()).await.unwrap();
+                let _ = stream.shutdown().await;
+            }
+        });
+        url
+    }
+
+    fn network(url: String, key: &PrivateKey, file: PathBuf) -> Network {
+        let directory_key = key.public_key().key_id().to_string();
+        let config = NetworkConfig { directory: url, directory_key, ..NetworkConfig::default() };
+        Network::new(config, file, World::new(now, || World::real().dice())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn older_directory_than_the_one_in_use_is_refused_also_after_a_restart() {
+        let key = PrivateKey::generate(2048, &mut World::real().dice()).unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("directory");
+        let url = server(vec![directory(&key, 1), directory(&key, 2), directory(&key, 2), directory(&key, 0)]).await;
+        let first = network(url.clone(), &key, file.clone());
+        first.refresh().await.unwrap();
+        assert!(matches!(first.refresh().await, Err(NoDirectory::Older)));
+        let again = network(url, &key, file);
+        assert_eq!(
+            again.directory().unwrap().valid_after(),
+            now() - DAY / 2 - DAY,
+            "what was kept is in force at once"
+        );
+        assert!(matches!(again.refresh().await, Err(NoDirectory::Older)));
+        again.refresh().await.unwrap();
+        assert_eq!(again.directory().unwrap().valid_after(), now() - DAY / 2);
+    }
+
+    #[tokio::test]
+    async fn directory_of_a_stranger_is_refused_and_the_old_one_stays() {
+        let mut dice = World::real().dice();
+        let [key, stranger] = [(); 2].map(|()| PrivateKey::generate(2048, &mut dice).unwrap());
+        let home = tempfile::tempdir().unwrap();
+        let url = server(vec![directory(&key, 1), directory(&stranger, 0)]).await;
+        let network = network(url, &key, home.path().join("directory"));
+        network.refresh().await.unwrap();
+        let refused = network.refresh().await;
+        assert!(matches!(refused, Err(NoDirectory::Invalid(_))), "{refused:?}");
+        assert!(network.directory().is_some());
+    }
+
+    #[tokio::test]
+    async fn directory_that_cannot_be_kept_is_not_used() {
+        let key = PrivateKey::generate(2048, &mut World::real().dice()).unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let url = server(vec![directory(&key, 0)]).await;
+        let network = network(url, &key, home.path().join("no such folder").join("directory"));
+        let refused = network.refresh().await;
+        assert!(matches!(refused, Err(NoDirectory::Keep { .. })), "{refused:?}");
+        assert!(network.directory().is_none());
+    }
+}

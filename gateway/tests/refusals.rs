@@ -1,0 +1,182 @@
+//! Starts that are refused, each by its own name, whoever's fault it is.
+
+// Helpers of tests are outside clippy's leave for tests.
+#![allow(clippy::panic, clippy::unwrap_used)]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use mix::net::loopback::LoopbackAddress;
+use mix::node::NodeError;
+use mix::node::directory::DirectoryError;
+use mix::node::keys::KeyError;
+use mix::node::network::InvalidNetwork;
+use mix::path::Mailbox;
+use mix::store::StoreError;
+use mixgate::config::{IdentityConfig, Password};
+use mixgate::{Config, Gateway, StartError};
+use smtp_in::error::{InvalidConfig, NotServing};
+use tempfile::TempDir;
+
+/// A gateway and a node that would start.
+fn good(home: &Path) -> Config {
+    let mut config = Config::default();
+    config.network.directory = "http://127.0.0.1:9/".into();
+    config.network.directory_key = "0".repeat(40);
+    config.gateway.enabled = true;
+    config.gateway.home = home.join("gateway");
+    config.gateway.smtp.listen = LoopbackAddress::ipv4(0);
+    config.gateway.pop.listen = LoopbackAddress::ipv4(0);
+    config.gateway.identities = vec![IdentityConfig {
+        name: "alice".into(),
+        password: Password::new("secret".into()),
+        reply_to: "mbox:alice@Own".into(),
+    }];
+    config.node.enabled = true;
+    config.node.nickname = "Own".into();
+    config.node.home = home.join("node");
+    config.node.listen = "127.0.0.1:0".parse().unwrap();
+    config.node.mbox.enabled = true;
+    config
+}
+
+/// What the start says after this change, and whether it blames the configuration.
+async fn refused(change: impl FnOnce(&mut Config)) -> (StartError, bool) {
+    let home = TempDir::new().unwrap();
+    let mut config = good(home.path());
+    change(&mut config);
+    refused_as_it_is(config).await
+}
+
+async fn refused_as_it_is(config: Config) -> (StartError, bool) {
+    match Gateway::start(config).await {
+        Ok(_) => panic!("started"),
+        Err(why) => {
+            let blames_configuration = why.is_configuration();
+            (why, blames_configuration)
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_the_others_change_would_start() {
+    let home = TempDir::new().unwrap();
+    Gateway::start(good(home.path())).await.unwrap().stop().await;
+}
+
+#[tokio::test]
+async fn settings_of_the_gateway_are_refused_by_name() {
+    let nothing = refused(|config| (config.gateway.enabled, config.node.enabled) = (false, false)).await;
+    assert!(matches!(nothing, (StartError::NoRole, true)), "{nothing:?}");
+    let nowhere = refused(|config| config.network.directory.clear()).await;
+    assert!(matches!(nowhere, (StartError::NoDirectory, true)), "{nowhere:?}");
+    let key = refused(|config| config.network.directory_key = "0".repeat(39)).await;
+    assert!(matches!(key, (StartError::Network(InvalidNetwork::DirectoryKey), true)), "{key:?}");
+    let path = refused(|config| config.gateway.sender.path = "a,,b".into()).await;
+    assert!(matches!(path, (StartError::Path(_), true)), "{path:?}");
+    let interval = refused(|config| config.gateway.sender.interval = Duration::ZERO).await;
+    assert!(matches!(interval, (StartError::Interval, true)), "{interval:?}");
+    let size = refused(|config| config.gateway.smtp.max_size = 10).await;
+    let limit = |why: &StartError| matches!(why, StartError::Smtp(NotServing::Config(InvalidConfig::Limit { .. })));
+    assert!(limit(&size.0) && size.1, "{size:?}");
+}
+
+#[tokio::test]
+async fn identities_are_refused_by_name() {
+    let nameless = refused(|config| config.gateway.identities[0].name.clear()).await;
+    assert!(matches!(nameless, (StartError::Identity { .. }, true)), "{nameless:?}");
+    let open = refused(|config| config.gateway.identities[0].password = Password::default()).await;
+    assert!(matches!(&open, (StartError::Identity { name }, true) if name == "alice"), "{open:?}");
+    let twice = refused(|config| {
+        let again = config.gateway.identities[0].clone();
+        config.gateway.identities.push(again);
+    });
+    let twice = twice.await;
+    assert!(matches!(&twice, (StartError::Identity { name }, true) if name == "alice"), "{twice:?}");
+    let no_address = refused(|config| config.gateway.identities[0].reply_to = "mbox:@".into()).await;
+    assert!(matches!(&no_address, (StartError::ReplyTo { name, .. }, true) if name == "alice"), "{no_address:?}");
+    for elsewhere in ["mbox:alice@Other", "alice@example.org"] {
+        let lost = refused(|config| config.gateway.identities[0].reply_to = elsewhere.into()).await;
+        assert!(matches!(&lost, (StartError::NoMailbox { name, .. }, true) if name == "alice"), "{lost:?}");
+    }
+    let unkept = refused(|config| config.node.mbox.enabled = false).await;
+    assert!(matches!(unkept, (StartError::NoMailbox { .. }, true)), "{unkept:?}");
+}
+
+#[tokio::test]
+async fn settings_of_the_node_are_refused_by_name() {
+    let node = |why: &StartError, is: fn(&NodeError) -> bool| matches!(why, StartError::Node(e) if is(e));
+    let nickname = refused(|config| {
+        config.node.nickname = "9lives".into();
+        config.gateway.identities[0].reply_to.clear();
+    });
+    let nickname = nickname.await;
+    assert!(node(&nickname.0, |e| matches!(e, NodeError::Nickname(_))) && nickname.1, "{nickname:?}");
+    let host = refused(|config| config.node.host = "not a host".into()).await;
+    assert!(node(&host.0, |e| matches!(e, NodeError::Host(_))) && host.1, "{host:?}");
+    let rate = refused(|config| config.node.mixing.rate = 1.5).await;
+    assert!(node(&rate.0, |e| matches!(e, NodeError::Mixing(_))) && rate.1, "{rate:?}");
+    let interval = refused(|config| config.node.mixing.interval = Duration::ZERO).await;
+    assert!(node(&interval.0, |e| matches!(e, NodeError::Interval)) && interval.1, "{interval:?}");
+    let sender = refused(|config| config.node.smtp.enabled = true).await;
+    assert!(node(&sender.0, |e| matches!(e, NodeError::ReturnAddress(_))) && sender.1, "{sender:?}");
+    let server = refused(|config| {
+        config.node.smtp.enabled = true;
+        config.node.smtp.mail.return_address = Mailbox::parse("nobody@exit.example").ok();
+        config.node.smtp.server.hello = Some("not a host".into());
+    });
+    let server = server.await;
+    assert!(node(&server.0, |e| matches!(e, NodeError::Smtp(_))) && server.1, "{server:?}");
+    let nobody = refused(|config| config.gateway.enabled = false).await;
+    assert!(node(&nobody.0, |e| matches!(e, NodeError::NoMailboxes)) && nobody.1, "{nobody:?}");
+}
+
+#[tokio::test]
+async fn settings_of_the_directory_are_refused_by_name() {
+    let directory = |change: fn(&mut Config)| {
+        refused(move |config| {
+            config.gateway.enabled = false;
+            config.node.enabled = false;
+            config.directory.enabled = true;
+            config.directory.home = config.node.home.join("directory");
+            config.directory.listen = "127.0.0.1:0".parse().unwrap();
+            change(config);
+        })
+    };
+    let url = directory(|config| config.directory.url = "directory.example".into()).await;
+    assert!(matches!(url, (StartError::Directory(DirectoryError::Url { .. }), true)), "{url:?}");
+    let approved = directory(|config| config.directory.approved = vec!["all".into()]).await;
+    assert!(matches!(approved, (StartError::Directory(DirectoryError::Fingerprint { .. }), true)), "{approved:?}");
+    let exposed = directory(|config| {
+        fs::create_dir_all(&config.directory.home).unwrap();
+        fs::set_permissions(&config.directory.home, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::write(config.directory.home.join("identity.key"), "no key").unwrap();
+    });
+    let exposed = exposed.await;
+    assert!(matches!(exposed, (StartError::DirectoryKey(KeyError::Exposed { .. }), false)), "{exposed:?}");
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_machine_is_not_blamed_on_the_configuration() {
+    let home = TempDir::new().unwrap();
+    let config = good(home.path());
+    let running = Gateway::start(config.clone()).await.unwrap();
+    let taken = refused_as_it_is(config.clone()).await;
+    assert!(matches!(taken, (StartError::Store(StoreError::Locked { .. }), false)), "{taken:?}");
+    let (smtp, mmtp) = (running.smtp.unwrap(), running.mmtp.unwrap());
+    let door = refused(|config| config.gateway.smtp.listen = LoopbackAddress::ipv4(smtp.port())).await;
+    assert!(matches!(door, (StartError::Smtp(NotServing::Listen { .. }), false)), "{door:?}");
+    let port = refused(|config| config.node.listen = mmtp).await;
+    assert!(matches!(port, (StartError::Node(NodeError::Listen(_)), false)), "{port:?}");
+    running.stop().await;
+
+    let key = config.node.home.join("keys").join("identity.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+    let exposed = refused_as_it_is(config.clone()).await;
+    assert!(matches!(exposed, (StartError::Node(NodeError::Keys(KeyError::Exposed { .. })), false)), "{exposed:?}");
+    fs::set_permissions(&config.gateway.home, fs::Permissions::from_mode(0o755)).unwrap();
+    let open = refused_as_it_is(config).await;
+    assert!(matches!(open, (StartError::Store(StoreError::Folder { .. }), false)), "{open:?}");
+}
