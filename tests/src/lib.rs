@@ -17,6 +17,8 @@ pub mod program;
 pub mod sink;
 pub mod smtp;
 
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,4 +40,29 @@ pub fn until<T>(what: &str, bound: Duration, mut look: impl FnMut() -> Option<T>
         assert!(start.elapsed() < bound, "did not come within {bound:?}: {what}");
         thread::sleep(LOOK_AGAIN);
     }
+}
+
+/// Set where everything that tests can use must be there, as in `.ci/run`.
+const COMPLETE: &str = "MIXGATE_TESTS_COMPLETE";
+
+/// Whether a program that not every machine has is here. Says so when it is not: what it would have shown is not shown.
+///
+/// # Panics
+/// When it is not, and the variable MIXGATE_TESTS_COMPLETE says that it must be.
+pub fn has(program: &str) -> bool {
+    let here = Command::new(program).arg("--version").stdin(Stdio::null()).output().is_ok();
+    if !here {
+        says_what_is_missing(&format!("the program {program}"));
+    }
+    here
+}
+
+/// For what tests must do without.
+///
+/// # Panics
+/// When the variable MIXGATE_TESTS_COMPLETE says that it must be there.
+pub fn says_what_is_missing(what: &str) {
+    assert!(std::env::var_os(COMPLETE).is_none(), "missing: {what}");
+    // Past the test runner, which swallows what a test that passes prints.
+    let _ = writeln!(std::io::stderr().lock(), "NOT TESTED, since it is missing here: {what}. .ci/run installs it");
 }

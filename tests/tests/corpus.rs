@@ -12,6 +12,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use mixgate_tests::demo::Demo;
+use mixgate_tests::says_what_is_missing;
 
 /// CPython's mails, so that a Python without its tests is noticed.
 const LEAST: usize = 40;
@@ -19,15 +20,20 @@ const LEAST: usize = 40;
 const BOUND: Duration = Duration::from_secs(180);
 
 /// Where the machine's Pythons keep their tests. Debian has them in a package of their own, and the first Python on the
-/// path need not be Debian's.
+/// path need not be Debian's. None where no Python here has them.
 fn cpython() -> Vec<PathBuf> {
     let script = "import os, test; print(os.path.join(list(test.__path__)[0], 'test_email', 'data'))";
     let folders = ["python3", "/usr/bin/python3"].into_iter().filter_map(|python| {
         let output = Command::new(python).args(["-c", script]).output().ok()?;
         Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()))
     });
-    let found = folders.filter_map(|folder| mails(&folder)).find(|mails| !mails.is_empty());
-    found.expect("the tests of Python 3: in Debian, the package libpython3.x-testsuite")
+    let found = folders.filter_map(|folder| mails(&folder)).find(|mails| !mails.is_empty()).unwrap_or_default();
+    if found.is_empty() {
+        says_what_is_missing("the tests of Python 3: in Debian, the package libpython3.x-testsuite");
+    } else {
+        assert!(found.len() >= LEAST, "only {} mails", found.len());
+    }
+    found
 }
 
 fn mails(folder: &Path) -> Option<Vec<PathBuf>> {
@@ -41,7 +47,6 @@ fn mails(folder: &Path) -> Option<Vec<PathBuf>> {
 #[test]
 fn every_mail_is_delivered_or_refused_with_a_reason() {
     let mut files = cpython();
-    assert!(files.len() >= LEAST, "only {} mails", files.len());
     for folder in std::env::var("MIXGATE_CORPUS").iter().flat_map(|folders| folders.split(':')) {
         files.extend(mails(Path::new(folder)).unwrap_or_else(|| panic!("no folder {folder}")));
     }
