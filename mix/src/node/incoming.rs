@@ -142,9 +142,22 @@ enum Finding {
 impl Worker {
     fn run(&self, fed: &Mutex<Receiver<(IncomingId, Packet)>>) {
         while let Some(batch) = next_batch(fed) {
-            // Whatever happens to one batch, the thread goes on; the batch comes again at the next start.
-            if catch_unwind(AssertUnwindSafe(|| self.unwrap(batch))).is_err() {
-                error!("packets could not be unwrapped");
+            self.unwrap_guarded(batch, &|batch| self.unwrap(batch));
+        }
+    }
+
+    /// Whatever happens to one packet, the thread goes on, and so do the others of its batch. The packet itself stays among
+    /// the incoming and comes again at the next start, perhaps of a better program.
+    fn unwrap_guarded(&self, batch: Vec<(IncomingId, Packet)>, unwrap: &dyn Fn(Vec<(IncomingId, Packet)>)) {
+        let several = (batch.len() > 1).then(|| batch.clone());
+        if catch_unwind(AssertUnwindSafe(|| unwrap(batch))).is_ok() {
+            return;
+        }
+        match several {
+            Some(batch) => batch.into_iter().for_each(|packet| self.unwrap_guarded(vec![packet], unwrap)),
+            None => {
+                error!("a packet could not be unwrapped");
+                self.counters.invalid(1);
             }
         }
     }
@@ -367,6 +380,23 @@ mod tests {
         mix.unwrap(vec![nonsense.clone(), mix.packet(RoutingType::MBOX), nonsense]);
         assert_eq!(mix.waiting(), (0, 1));
         assert_eq!(mix.worker.counters.snapshot().invalid, 2);
+    }
+
+    #[test]
+    fn packet_that_cannot_be_worked_on_stays_behind_alone() {
+        let mix = mix();
+        let packets = [(); 4].map(|()| mix.packet(RoutingType::MBOX));
+        let push = |packet: &Packet| {
+            let stored = packet.clone();
+            (mix.worker.db.write(move |tx| incoming::push(tx, &stored)).unwrap(), packet.clone())
+        };
+        let batch: Vec<_> = packets.iter().map(push).collect();
+        mix.worker.unwrap_guarded(batch, &|batch| {
+            assert!(batch.iter().all(|(_, packet)| *packet != packets[2]), "a bug of ours");
+            mix.worker.unwrap(batch);
+        });
+        assert_eq!(mix.waiting(), (1, 3));
+        assert_eq!(mix.worker.counters.snapshot().invalid, 1);
     }
 
     #[tokio::test]
