@@ -106,6 +106,12 @@ impl PacketSink for Disk {
         self.stored.lock().unwrap().push(packet.digest());
         Ok(())
     }
+
+    async fn forget(&self, _: Packet) -> Result<(), Refused> {
+        self.waiting.send_modify(|count| *count += 1);
+        self.gate.subscribe().wait_for(|open| *open).await.unwrap();
+        Ok(())
+    }
 }
 
 /// A listener at work.
@@ -292,7 +298,7 @@ async fn half_hearted_peer(answered: usize, hang_up: bool) -> (SocketAddr, JoinH
                         assert_eq!(said, 1 + answered, "the version and the answers");
                         break 'link;
                     }
-                    Step::Junk => {}
+                    Step::Junk(ticket, _) => session.received(ticket),
                     Step::Receive | Step::Wait => break,
                 }
             }

@@ -15,15 +15,16 @@ pub enum Step {
     Send(Vec<u8>),
     /// Store this packet, then hand the ticket back.
     Packet(Ticket, Packet),
-    /// Padding came; it is answered already.
-    Junk,
+    /// Forget this padding, in the time that it takes to store a packet, then hand the ticket back: an answer that comes
+    /// sooner would tell it from a packet.
+    Junk(Ticket, Packet),
     /// Give more input.
     Receive,
-    /// Hand a ticket back first: [`WINDOW`] packets wait for their answer.
+    /// Hand a ticket back first: [`WINDOW`] units wait for their answer.
     Wait,
 }
 
-/// The claim of one packet to an answer. Not to be copied, so that none is answered twice.
+/// The claim of one unit to an answer. Not to be copied, so that none is answered twice.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ticket(u64);
 
@@ -65,20 +66,19 @@ impl ServerSession {
         }
         match self.read_unit(input)? {
             None => Ok(Step::Receive),
-            Some((Command::Junk, junk)) => {
-                self.slots.push_back(Slot::Ready(Command::Junk.received(&junk)));
-                Ok(Step::Junk)
-            }
-            Some((Command::Send, packet)) => {
+            Some((command, packet)) => {
                 let ticket = Ticket(self.first + self.slots.len() as u64);
-                let received = Command::Send.received(&packet);
+                let received = command.received(&packet);
                 self.slots.push_back(Slot::Open { received, rejected: frame::rejected(&packet) });
-                Ok(Step::Packet(ticket, packet))
+                Ok(match command {
+                    Command::Send => Step::Packet(ticket, packet),
+                    Command::Junk => Step::Junk(ticket, packet),
+                })
             }
         }
     }
 
-    /// The packet of this ticket is on disk: it will be answered RECEIVED.
+    /// The packet of this ticket is on disk, or its padding forgotten: it will be answered RECEIVED.
     pub fn received(&mut self, ticket: Ticket) {
         self.settle(ticket, |received, _| received);
     }
@@ -216,12 +216,15 @@ mod tests {
     }
 
     #[test]
-    fn junk_is_answered_at_once_but_not_before_an_earlier_packet() {
+    fn junk_is_answered_when_it_is_forgotten_and_not_before_an_earlier_packet() {
         let mut session = agreed();
         let all = [units([1]), Command::Junk.unit(&packet(2))].concat();
         let mut input = &all[..];
         let ticket = expect_packet(&mut session, &mut input, 1);
-        assert!(matches!(session.step(&mut input), Ok(Step::Junk)));
+        let Ok(Step::Junk(junk, octets)) = session.step(&mut input) else { panic!("junk") };
+        assert!(octets == packet(2));
+        assert!(matches!(session.step(&mut input), Ok(Step::Receive)));
+        session.received(junk);
         assert!(matches!(session.step(&mut input), Ok(Step::Receive)));
         session.received(ticket);
         let expected = [Command::Send.received(&packet(1)), Command::Junk.received(&packet(2))].concat();
@@ -257,7 +260,7 @@ mod tests {
                         taken.push(packet);
                         session.received(ticket);
                     }
-                    Step::Junk => {}
+                    Step::Junk(ticket, _) => session.received(ticket),
                     Step::Receive => break,
                     Step::Wait => panic!("every ticket was handed back"),
                 }

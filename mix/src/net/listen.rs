@@ -74,8 +74,12 @@ pub struct Refused;
 /// Where packets go.
 pub trait PacketSink: Send + Sync + 'static {
     /// Stores a packet; returns when it is on disk, no earlier, because the sender then forgets it. Many are under way
-    /// at a time, so that one flush may serve them all. Not called for padding.
+    /// at a time, so that one flush may serve them all.
     fn store(&self, packet: Packet) -> impl Future<Output = Result<(), Refused>> + Send;
+
+    /// Forgets padding, after the same work: a third party that can time the answer shall not tell it from a packet
+    /// (minion-spec 4).
+    fn forget(&self, junk: Packet) -> impl Future<Output = Result<(), Refused>> + Send;
 }
 
 /// Why a listener could not be opened.
@@ -327,7 +331,10 @@ impl<L: AsyncRead + AsyncWrite, S: PacketSink> Connection<L, S> {
                     let sink = Arc::clone(&self.sink);
                     self.stores.spawn(async move { (ticket, sink.store(packet).await) });
                 }
-                Step::Junk => {}
+                Step::Junk(ticket, junk) => {
+                    let sink = Arc::clone(&self.sink);
+                    self.stores.spawn(async move { (ticket, sink.forget(junk).await) });
+                }
                 Step::Receive => return Ok(true),
                 Step::Wait => return Ok(false),
             }
@@ -359,6 +366,10 @@ mod tests {
         async fn store(&self, _: Packet) -> Result<(), Refused> {
             std::future::pending().await
         }
+
+        async fn forget(&self, _: Packet) -> Result<(), Refused> {
+            std::future::pending().await
+        }
     }
 
     /// A sink that takes nothing.
@@ -366,6 +377,10 @@ mod tests {
 
     impl PacketSink for Full {
         async fn store(&self, _: Packet) -> Result<(), Refused> {
+            Err(Refused)
+        }
+
+        async fn forget(&self, _: Packet) -> Result<(), Refused> {
             Err(Refused)
         }
     }

@@ -67,12 +67,29 @@ impl PacketSink for Incoming {
                 let _ = tell.send(stored);
             },
         );
-        match told.await.unwrap_or(Err(StoreError::Closed)) {
-            Ok(_) => Ok(()),
-            Err(e) => {
-                warn!(error = %e, "packets are refused: the store does not take them");
-                Err(Refused)
-            }
+        taken(told).await
+    }
+
+    async fn forget(&self, junk: Packet) -> Result<(), Refused> {
+        let (tell, told) = oneshot::channel();
+        // Written and committed as a packet is, in the same queue behind the same others, but that it is gone again.
+        self.db.submit(
+            move |tx| incoming::push(tx, &junk).and_then(|id| incoming::discard(tx, id)),
+            move |stored| {
+                let _ = tell.send(stored);
+            },
+        );
+        taken(told).await
+    }
+}
+
+/// Whether the store took it, once it is durable.
+async fn taken<T>(told: oneshot::Receiver<Result<T, StoreError>>) -> Result<(), Refused> {
+    match told.await.unwrap_or(Err(StoreError::Closed)) {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            warn!(error = %e, "packets are refused: the store does not take them");
+            Err(Refused)
         }
     }
 }
