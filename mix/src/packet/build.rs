@@ -11,7 +11,7 @@ use rand::CryptoRng;
 use super::header::{self, Layer};
 use super::routing::{HostRoute, NextHop, RoutingType};
 use super::surb::Surb;
-use super::{HANDLE_LEN, Handle, Header, PAYLOAD_LEN, Packet, Payload};
+use super::{HANDLE_LEN, HEADER_LEN, Handle, Header, PAYLOAD_LEN, Packet, Payload};
 use crate::crypto::keyset::{SECRET_LEN, SharedSecret};
 use crate::crypto::pk::{OAEP_OVERHEAD, PublicKey};
 use crate::crypto::surb_key::SurbKey;
@@ -95,6 +95,26 @@ pub fn forward(
 ) -> Result<Packet, Unbuildable> {
     let handle = exit.exit_type.has_handle().then(|| Handle::random(rng));
     forward_with_handle(payload, exit, handle, leg1, leg2, rng)
+}
+
+/// Builds a dummy: a forward packet of random payload that the last mix discards (DROP), and that no mix before it can
+/// tell from others. With an empty `leg2` the last mix of `leg1` discards it; there is no swap point then, and noise in
+/// the place of the second header, which looks no different while it is encrypted.
+///
+/// # Errors
+/// [`Unbuildable`].
+pub fn dummy(leg1: &[Hop], leg2: &[Hop], rng: &mut impl CryptoRng) -> Result<Packet, Unbuildable> {
+    let payload = Payload::random(rng);
+    if !leg2.is_empty() {
+        return forward(&payload, &Exit { exit_type: RoutingType::DROP, address: Vec::new() }, leg1, leg2, rng);
+    }
+    check_leg(leg1, &[], Unbuildable::FirstLegTooLong)?;
+    let secrets = random_secrets(leg1, rng);
+    let mut header2: Header = [0; HEADER_LEN];
+    rng.fill_bytes(&mut header2);
+    let header1 = leg_header(leg1, &secrets, (RoutingType::DROP, Vec::new()), rng);
+    // Encrypted for each mix of the leg, noise is still noise.
+    Ok(Packet::from_parts(&header1, &header2, &payload))
 }
 
 /// Builds a forward packet whose content only the holder of `key` can read (E2E-spec 2.3). `content` has
