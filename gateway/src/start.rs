@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::accounts::Accounts;
-use crate::config::{Config, GatewayConfig, IdentityConfig};
+use crate::config::{Config, GatewayConfig, IdentityConfig, LogConfig, LogLevel};
 use crate::doors::{Inbox, KnownExits, WatchedOutbox};
 
 /// The longest time between two looks at the inbox.
@@ -281,11 +281,7 @@ impl Running {
         if config.directory.enabled {
             self.start_directory(&config, &world).await?;
         }
-        if !config.network.directory.is_empty() && config.gateway.enabled {
-            let file = config.gateway.home.join("directory");
-            private_folder(&config.gateway.home)?;
-            self.network = Some(Network::new(config.network.clone(), file, world.clone())?);
-        }
+        self.network = network(&config, &world)?;
         let mailroom = if config.gateway.enabled { Some(mailroom(&config.gateway, &world)?) } else { None };
         if let Some(mailroom) = &mailroom {
             check_mailboxes(mailroom, &config.node)?;
@@ -295,6 +291,8 @@ impl Running {
             counters: self.counters.clone(),
             mailboxes: mailroom.as_ref().map(|mailroom| mailboxes(mailroom, &world)),
             network: config.network.clone(),
+            directory: self.network.clone(),
+            insecurities: insecurities(&config.log),
             stop: self.stop.clone(),
         };
         if config.node.enabled {
@@ -306,6 +304,9 @@ impl Running {
             self.mmtp = Some(node.address);
             self.descriptor = Some(Arc::clone(&node.descriptor));
             self.node = Some(node);
+        }
+        if let Some(network) = &self.network {
+            self.tasks.spawn(network.clone().run(self.stop.clone()));
         }
         if let Some(mailroom) = mailroom {
             self.start_gateway(&config.gateway, mailroom, parts).await?;
@@ -365,7 +366,6 @@ impl Running {
         self.tasks.spawn(door.serve(pop3, self.stop.clone()));
         let inflate_max = config.pop.inflate_max;
         self.tasks.spawn(collect(db.clone(), inflate_max, inbox_bell, world.clone(), self.stop.clone()));
-        self.tasks.spawn(network.clone().run(self.stop.clone()));
         let pool = match &self.node {
             // Own mail goes through the own pool, and leaves in batches with the packets of others.
             Some(node) => node.db.clone(),
@@ -389,6 +389,29 @@ impl Running {
         self.mail = Some(db);
         info!("the gateway is up");
         Ok(())
+    }
+}
+
+/// Who the mixes are, for those who send: gateways, and nodes for their dummies. A node may do without.
+fn network(config: &Config, world: &World) -> Result<Option<Network>, StartError> {
+    let Config { network, gateway, node, .. } = config;
+    let home = match (gateway.enabled, node.enabled) {
+        (true, _) => &gateway.home,
+        (false, true) if !network.directory_key.is_empty() => &node.home,
+        (false, _) => return Ok(None),
+    };
+    if network.directory.is_empty() {
+        return Ok(None);
+    }
+    private_folder(home)?;
+    Ok(Some(Network::new(network.clone(), home.join("directory"), world.clone())?))
+}
+
+/// What weakens a node beside its own settings, in the reference's words.
+fn insecurities(log: &LogConfig) -> Vec<&'static str> {
+    match log.level {
+        LogLevel::Debug => vec!["Log is too verbose"],
+        LogLevel::Error | LogLevel::Warn | LogLevel::Info => Vec::new(),
     }
 }
 

@@ -86,6 +86,7 @@ fn node(nickname: &str, address: SocketAddr, exit_to: Option<SocketAddr>) -> Str
         "[node]\nenabled = true\nnickname = \"{nickname}\"\nhome = \"{nickname}\"\nlisten = \"{address}\"\n\
          host = \"127.0.0.1\"\n\
          [node.mixing]\ninterval = \"500ms\"\nminimum = 0\n\
+         [node.dummies]\ndrop_mean = 1.0\njunk_period = \"2s\"\n\
          [node.outgoing]\nretry = {schedule}\n\
          [node.fragments]\nenabled = true\n"
     );
@@ -183,10 +184,17 @@ fn directory_alone_serves_and_stops() {
 fn node_alone_shows_its_descriptor_and_stops() {
     let folder = tempfile::tempdir().unwrap();
     let address = free_ports(1)[0];
-    let mut program = run(folder.path(), "node", &node("Alpha", address, None));
+    let config = format!("[log]\nlevel = \"debug\"\n{}", node("Alpha", address, None));
+    let mut program = run(folder.path(), "node", &config);
     until("the port of the node", PATIENCE, || TcpStream::connect(address).ok());
     let descriptor = descriptor(&mut program, folder.path());
     assert!(descriptor.contains("Nickname: Alpha"), "{descriptor}");
+    // What weakens it is published, and said to its operator in the same words.
+    let why = "Log is too verbose, MixPoolMinSize is too small, Mix interval under 15 minutes";
+    assert!(descriptor.contains(&format!("Why-Insecure: {why}\n")), "{descriptor}");
+    assert!(descriptor.contains("Secure-Configuration: no\n"), "{descriptor}");
+    assert!(program.stderr().contains(why), "{}", program.stderr());
+    assert!(program.stderr().contains("no dummies are sent"), "{}", program.stderr());
     program.stop();
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use mix::directory::Directory;
 use mix::net::loopback::LoopbackAddress;
-use mix::node::config::{MixRule, MixingConfig, NetworkConfig, NodeConfig, OutgoingConfig};
+use mix::node::config::{DummiesConfig, MixRule, MixingConfig, NetworkConfig, NodeConfig, OutgoingConfig};
 use mix::node::directory::DirectoryConfig;
 use mix::node::retry::{RetrySchedule, RetryStep};
 use mix::node::{Counts, World};
@@ -345,6 +345,8 @@ fn node_config(home: &Path, state: &State, node: &NodeState, i: usize, interval:
         host: "127.0.0.1".into(),
         // So few packets would never leave a pool that keeps 45.
         mixing: MixingConfig { interval, rule: MixRule::Binomial, minimum: 0, rate: 0.65 },
+        // At an interval of seconds they would be most of what the live line counts, and of what the machine does.
+        dummies: DummiesConfig { enabled: false, ..DummiesConfig::default() },
         outgoing: OutgoingConfig { retry: retry.clone(), ..OutgoingConfig::default() },
         ..NodeConfig::default()
     };

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::retry::{RetrySchedule, RetryStep};
 use crate::batch::{self, DynamicPool, Pool};
@@ -36,6 +37,8 @@ pub struct NodeConfig {
     pub packet_key_lifetime: Duration,
     /// When packets leave together.
     pub mixing: MixingConfig,
+    /// What is sent to be taken for packets of people.
+    pub dummies: DummiesConfig,
     /// How packets reach the next mix.
     pub outgoing: OutgoingConfig,
     /// Delivery as e-mail.
@@ -58,6 +61,7 @@ impl Default for NodeConfig {
             port: 0,
             packet_key_lifetime: Duration::from_secs(30 * 24 * 3600),
             mixing: MixingConfig::default(),
+            dummies: DummiesConfig::default(),
             outgoing: OutgoingConfig::default(),
             smtp: SmtpDeliveryConfig::default(),
             mbox: MboxDeliveryConfig::default(),
@@ -125,8 +129,19 @@ impl MixingConfig {
 pub struct OutgoingConfig {
     /// When a mix that could not be reached is tried again; after the last step its packets are dropped.
     pub retry: RetrySchedule,
-    /// Connections at a time. Each holds up to 64 packets in memory.
+    /// Connections at a time, 2 or more. Each holds up to 64 packets in memory. Half of them are kept for mixes in good
+    /// standing: anybody can write a packet that makes this process call at an address of his.
+    #[serde(deserialize_with = "two_or_more")]
     pub connections: usize,
+}
+
+fn two_or_more<'de, D: Deserializer<'de>>(value: D) -> Result<usize, D::Error> {
+    let connections = usize::deserialize(value)?;
+    if connections >= 2 {
+        Ok(connections)
+    } else {
+        Err(D::Error::custom("must be 2 or more: half are for mixes known"))
+    }
 }
 
 impl Default for OutgoingConfig {
@@ -283,6 +298,51 @@ impl Default for SenderConfig {
             reply_block_lifetime: Duration::from_secs(7 * 24 * 3600),
             interval: Duration::from_secs(2 * 60),
             outgoing: OutgoingConfig::default(),
+        }
+    }
+}
+
+/// Section `[node.dummies]`: what is sent to be taken for packets of people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DummiesConfig {
+    /// Whether any is.
+    pub enabled: bool,
+    /// Dummies that leave with each batch, on average: packets that a mix one to four hops away discards.
+    #[serde(deserialize_with = "few_dummies")]
+    pub drop_mean: f64,
+    /// How often a mix that gets no packets gets padding instead, on average. Zero: never.
+    #[serde(with = "humantime_serde")]
+    pub junk_period: Duration,
+}
+
+impl DummiesConfig {
+    /// The most dummies on average. A thousand in a quarter of an hour are some 300 MB in an hour, which is no longer
+    /// padding.
+    pub const DROP_MEAN_MAX: f64 = 1000.0;
+}
+
+fn few_dummies<'de, D: Deserializer<'de>>(value: D) -> Result<f64, D::Error> {
+    let mean = f64::deserialize(value)?;
+    // Written so that NaN fails it too.
+    if (0.0..=DummiesConfig::DROP_MEAN_MAX).contains(&mean) {
+        Ok(mean)
+    } else {
+        Err(D::Error::custom(format_args!("must lie between 0 and {}", DummiesConfig::DROP_MEAN_MAX)))
+    }
+}
+
+impl Default for DummiesConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            // A geometric number of mean 8 hides a packet that was flushed out of the pool among as many others, and
+            // is nought in one batch of nine. With 2.5 hops on average and four batches an hour it costs each node
+            // 2.5 MB an hour. It also keeps a network alive that nobody writes in: each dummy passes 1.5 pools, which
+            // fills those that keep 45 within an hour and then moves their packets on.
+            drop_mean: 8.0,
+            // The reference's ServerProbePeriod.
+            junk_period: Duration::from_secs(3600),
         }
     }
 }

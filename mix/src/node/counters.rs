@@ -60,6 +60,11 @@ counters! {
     unreachable,
     /// Packets given up because their mix was not reached in time.
     expired,
+    /// Dummies made here, to leave with a batch. They count among the mixed and the relayed, as whatever they are to be
+    /// taken for.
+    dummies,
+    /// Padding of links that other mixes have taken.
+    junk,
     /// Messages delivered out of the network.
     delivered,
     /// Messages that could not be delivered and were given up.

@@ -192,7 +192,7 @@ impl ExitService {
 
     async fn deliver(&self, item: ExitItem) {
         let id = item.id;
-        let first = item.first_attempt;
+        let failures = item.attempts.saturating_add(1);
         let verdict = match item.exit_type {
             RoutingType::FRAGMENT => return self.fragment(item).await,
             RoutingType::SMTP => self.mail(item).await,
@@ -205,15 +205,13 @@ impl ExitService {
                 durable::note(&self.db, &self.stop, move |tx| queue::delivered(tx, id)).await;
             }
             Verdict::Undeliverable => self.give_up(id).await,
-            Verdict::Later(schedule) => {
-                let now = self.world.now();
-                match schedule.next_attempt(first.unwrap_or(now), now) {
-                    Some(next) => {
-                        durable::note(&self.db, &self.stop, move |tx| queue::postpone(tx, id, now, next)).await;
-                    }
-                    None => self.give_up(id).await,
+            Verdict::Later(schedule) => match schedule.wait_after(failures) {
+                Some(wait) => {
+                    let next = self.world.now() + wait;
+                    durable::note(&self.db, &self.stop, move |tx| queue::postpone(tx, id, next)).await;
                 }
-            }
+                None => self.give_up(id).await,
+            },
         }
     }
 
@@ -662,9 +660,17 @@ mod tests {
         let due_at = |service: &ExitService, now| service.db.read(|view| queue::due(view, now, 10)).unwrap();
         service.deliver_all(due_at(&service, began)).await;
         assert!(due_at(&service, began + Duration::from_secs(30)).is_empty(), "postponed for a minute");
-        let later = began + Duration::from_secs(25 * 3600);
-        service.world = World::new(move || later, || World::real().dice());
+        let jumped = began + Duration::from_secs(48 * 3600);
+        service.world = World::new(move || jumped, || World::real().dice());
+        service.deliver_all(due_at(&service, jumped)).await;
+        assert_eq!(service.db.read(queue::count).unwrap(), 1, "a clock that jumps two days loses nothing");
+        // Once a minute for a day: 1440 tries after the first. Two have failed; after 1437 more, the last but one is due.
+        let later = jumped + Duration::from_secs(60);
+        let id = due_at(&service, later)[0].id;
+        service.db.write(move |tx| (3..24 * 60).try_for_each(|_| queue::postpone(tx, id, later))).unwrap();
         service.deliver_all(due_at(&service, later)).await;
+        assert_eq!(service.counters.snapshot().undeliverable, 0);
+        service.deliver_all(due_at(&service, later + Duration::from_secs(60))).await;
         assert_eq!(service.counters.snapshot().undeliverable, 1);
         assert_eq!(service.db.read(queue::count).unwrap(), 0);
     }

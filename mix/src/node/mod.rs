@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod counters;
 pub mod directory;
+mod dummies;
 pub mod durable;
 mod exit;
 pub mod incoming;
@@ -18,6 +19,10 @@ mod publish;
 pub mod retry;
 pub mod sender;
 mod start;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use clock::World;
 pub use counters::{Counters, Counts};

@@ -1,6 +1,7 @@
 //! Who the mixes are, as far as this process knows: the directory is fetched on a schedule of its own, checked, and
 //! kept on disk for the next start.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use crate::crypto::KeyId;
 use crate::directory::Directory;
 use crate::directory::signed::{InvalidDirectory, Trust};
 use crate::net::fetch::{self, FetchError, FetchLimits};
+use crate::packet::NextHop;
 
 /// Why there is no newer directory. The old one stays in force as long as it is valid.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +80,12 @@ impl Network {
     pub fn directory(&self) -> Option<Arc<Directory>> {
         let current = self.0.current.read().unwrap_or_else(PoisonError::into_inner);
         current.clone().filter(|directory| directory.is_valid_at(self.0.world.now()))
+    }
+
+    /// How the mixes are reached that the directory in force lists. `None`: none is in force.
+    pub fn routes(&self) -> Option<HashSet<NextHop>> {
+        let directory = self.directory()?;
+        Some(directory.descriptors().iter().filter_map(|mix| mix.route()).map(NextHop::Host).collect())
     }
 
     /// Changes with each new directory.

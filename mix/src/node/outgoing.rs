@@ -1,12 +1,16 @@
 //! Hands packets to the next mix, and tries again when it cannot be reached.
 //!
-//! Retries are per destination, never per packet: else a packet that was late once could be told from others.
+//! Retries are per destination, never per packet: else a packet that was late once could be told from others. They are
+//! counted in batches and not by the clock, so that what is tried again leaves together with a batch, and that no jump of
+//! the clock brings anything forward, puts it off, or has it given up. Packets are given up after so many failures as the
+//! schedule has tries, whatever the date.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use rand::seq::SliceRandom;
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
@@ -15,199 +19,307 @@ use super::clock::World;
 use super::config::OutgoingConfig;
 use super::counters::Counters;
 use super::durable;
-use crate::net::connect::{self, ConnectConfig, Outcome, Undelivered, Unit};
-use crate::store::queue::outgoing::{self, Destination};
+use super::mixing::Rhythm;
+use super::network::Network;
+use crate::net::connect::{self, ConnectConfig, Delivery, Outcome, Undelivered, Unit};
+use crate::packet::NextHop;
+use crate::store::queue::outgoing::{self, Cargo, Destination};
 use crate::store::queue::{DestinationId, OutgoingId};
 use crate::store::{Db, StoreError};
 
 /// Packets handed over in one connection, and in memory at a time: two megabytes.
 const LOAD: usize = 64;
-/// The longest time between two looks at the queue: clocks jump, and a bell may ring while nobody listens.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// How soon the queue is read again when it could not be.
+const READ_AGAIN: Duration = Duration::from_secs(1);
+/// One seat of so many may be taken by mixes that are not in good standing. Anybody can write packets whose next mix is a
+/// host of his that takes a connection and never answers; if such hosts could take every seat, nobody else would get his
+/// packets. Half, since on a start without a directory all mixes are strangers, and the honest among them want seats too.
+const STRANGERS: usize = 2;
+/// Mixes whose standing is remembered: more than a directory lists. Strangers must not fill the memory.
+const REMEMBERED: usize = 4096;
 
 /// The service that connects to other mixes.
 #[derive(Clone)]
 pub(super) struct Outgoing {
     pub(super) db: Db,
-    pub(super) config: OutgoingConfig,
+    /// Its schedule may change at any time; the number of connections is that of the start.
+    pub(super) config: watch::Receiver<OutgoingConfig>,
+    /// The schedule is rounded to its interval.
+    pub(super) rhythm: watch::Receiver<Rhythm>,
     pub(super) connect: ConnectConfig,
-    pub(super) bell: Arc<Notify>,
+    /// Batches that have left since the start.
+    pub(super) firings: watch::Receiver<u64>,
+    /// Who is listed is in good standing from the start. `None`: nobody is.
+    pub(super) network: Option<Network>,
     pub(super) counters: Counters,
     pub(super) world: World,
     pub(super) stop: CancellationToken,
 }
 
+/// How serving a destination ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Served {
+    /// It has acknowledged all, or enough for one connection.
+    Taken,
+    /// It did not take everything. Try again so many batches after the one that it was tried with.
+    Later(u64),
+    /// It did not, and all that waited for it was dropped.
+    GivenUp,
+    /// The process ends.
+    Stopped,
+}
+
 impl Outgoing {
     /// Serves the queue until stopped.
-    pub(super) async fn run(self) {
-        let seats = Arc::new(Semaphore::new(self.config.connections.max(1)));
-        let mut busy = HashSet::new();
+    pub(super) async fn run(mut self) {
+        let seats = Arc::new(Seats::new(self.config.borrow().connections));
+        let mut round = Round::default();
         let mut connections = JoinSet::new();
         while !self.stop.is_cancelled() {
-            let now = self.world.now();
-            match durable::read(&self.db, move |view| outgoing::due_destinations(view, now)).await {
-                Ok(due) => {
-                    for destination in due.into_iter().filter(|destination| destination.packets > 0) {
-                        if busy.insert(destination.id) {
-                            let (this, seats) = (self.clone(), Arc::clone(&seats));
-                            connections.spawn(async move { this.serve_seated(destination, &seats).await });
-                        }
+            round.firing = *self.firings.borrow_and_update();
+            let unread = match durable::read(&self.db, outgoing::destinations).await {
+                Ok(destinations) => {
+                    for (destination, good) in round.due(destinations, &self) {
+                        let (this, seats, firing) = (self.clone(), Arc::clone(&seats), round.firing);
+                        connections.spawn(async move { this.serve_seated(destination, good, firing, &seats).await });
                     }
+                    false
                 }
-                Err(e) => error!(error = %e, "the outgoing packets cannot be read"),
-            }
+                Err(e) => {
+                    error!(error = %e, "the outgoing packets cannot be read");
+                    true
+                }
+            };
             tokio::select! {
-                () = self.bell.notified() => {}
+                Ok(()) = self.firings.changed() => {}
                 Some(ended) = connections.join_next() => match ended {
-                    Ok(destination) => drop(busy.remove(&destination)),
-                    // Which one it was cannot be known; all that do not run any more are looked at again.
-                    Err(_) if connections.is_empty() => busy.clear(),
-                    Err(_) => {}
+                    Ok(ended) => round.ended(ended, self.listed().as_ref()),
+                    Err(e) => {
+                        error!(panicked = e.is_panic(), "a connection failed");
+                        round.one_failed(connections.is_empty());
+                    }
                 },
-                () = tokio::time::sleep(self.until_next_due().await) => {}
+                () = tokio::time::sleep(READ_AGAIN), if unread => {}
                 () = self.stop.cancelled() => {}
             }
         }
         while connections.join_next().await.is_some() {}
     }
 
-    async fn until_next_due(&self) -> Duration {
-        let next = durable::read(&self.db, outgoing::next_due).await.ok().flatten();
-        let wait = next.and_then(|next| next.duration_since(self.world.now()).ok());
-        // What is due already is being served, or was just looked at.
-        wait.map_or(LOOK_AGAIN, |wait| wait.clamp(Duration::from_millis(50), LOOK_AGAIN))
+    /// How the mixes are reached that the directory in force lists, if one is.
+    fn listed(&self) -> Option<HashSet<NextHop>> {
+        self.network.as_ref().and_then(Network::routes)
     }
 
-    async fn serve_seated(&self, destination: Destination, seats: &Semaphore) -> DestinationId {
-        let id = destination.id;
-        if let Ok(_seat) = seats.acquire().await
-            && let Err(e) = self.serve(destination).await
-        {
-            error!(error = %e, "the outgoing packets cannot be served");
-        }
-        id
+    async fn serve_seated(&self, destination: Destination, good: bool, firing: u64, seats: &Seats) -> Ended {
+        let (id, next) = (destination.id, destination.next.clone());
+        let served = match seats.take(good).await {
+            Err(_) => Served::Stopped,
+            Ok(_seat) => self.serve(destination).await.unwrap_or_else(|e| {
+                error!(error = %e, "the outgoing packets cannot be served");
+                Served::Later(1)
+            }),
+        };
+        Ended { id, next, firing, served }
     }
 
-    /// Hands over all that waits for one destination, or postpones it.
-    async fn serve(&self, destination: Destination) -> Result<(), StoreError> {
+    /// Hands over what waits for one destination, or counts the failure.
+    async fn serve(&self, destination: Destination) -> Result<Served, StoreError> {
         let id = destination.id;
         loop {
-            let packets = durable::read(&self.db, move |view| outgoing::packets_for(view, id, LOAD)).await?;
-            if packets.is_empty() {
-                return Ok(());
+            if self.stop.is_cancelled() {
+                return Ok(Served::Stopped);
             }
-            let units = packets.into_iter().map(|(id, packet)| Unit::packet(id, packet)).collect();
+            let cargo = durable::read(&self.db, move |view| outgoing::cargo_for(view, id, LOAD)).await?;
+            if cargo.is_empty() {
+                return Ok(Served::Taken);
+            }
+            let (junk, units) = self.units(cargo);
             let delivery =
                 connect::deliver(&destination.next, units, &self.connect, self.world.now(), &self.stop).await;
+            let Delivery { outcomes, failure } = delivery;
             let (taken, refused): (Vec<_>, Vec<_>) =
-                delivery.outcomes.into_iter().partition(|(_, outcome)| *outcome == Outcome::Delivered);
+                outcomes.into_iter().partition(|(_, outcome)| *outcome == Outcome::Delivered);
             let progress = !taken.is_empty();
-            self.forget(taken.into_iter().map(|(id, _)| id).collect()).await;
+            self.forget(taken.into_iter().map(|(id, _)| id).collect(), &junk).await;
             if self.stop.is_cancelled() {
-                return Ok(());
+                return Ok(Served::Stopped);
             }
-            // A connection has its time; what is left goes into the next.
-            if progress && matches!(delivery.failure, Some(Undelivered::LifetimeOver)) {
-                continue;
+            // A connection has its time. What is left goes into the next, when all others have had their turn.
+            if progress && matches!(failure, Some(Undelivered::LifetimeOver)) {
+                return Ok(Served::Taken);
             }
             if !refused.is_empty() {
                 // Neither which mix nor how many packets: at this level the log is kept.
-                debug!(why = ?delivery.failure.map(|why| why.to_string()), "a mix was not reached");
+                debug!(why = ?failure.map(|why| why.to_string()), "a mix was not reached");
                 self.counters.unreachable(1);
-                return self.postpone(&destination).await;
+                // Whoever took something has no failures behind him.
+                return self.put_off(id, if progress { 0 } else { destination.attempts }).await;
             }
         }
     }
 
-    async fn forget(&self, taken: Vec<OutgoingId>) {
+    /// What goes over the wire, and which of it is padding.
+    fn units(&self, cargo: Vec<(OutgoingId, Cargo)>) -> (HashSet<OutgoingId>, Vec<Unit<OutgoingId>>) {
+        let mut dice = self.world.dice();
+        let mut junk = HashSet::new();
+        let unit = |(id, cargo)| match cargo {
+            Cargo::Packet(packet) => Unit::packet(id, packet),
+            Cargo::Junk => {
+                junk.insert(id);
+                Unit::junk(id, &mut dice)
+            }
+        };
+        let units = cargo.into_iter().map(unit).collect();
+        (junk, units)
+    }
+
+    async fn forget(&self, taken: Vec<OutgoingId>, junk: &HashSet<OutgoingId>) {
         if !taken.is_empty() {
-            self.counters.relayed(taken.len() as u64);
+            let padding = taken.iter().filter(|id| junk.contains(id)).count();
+            self.counters.relayed((taken.len() - padding) as u64);
+            self.counters.junk(padding as u64);
             durable::note(&self.db, &self.stop, move |tx| outgoing::sent(tx, &taken)).await;
         }
     }
 
-    async fn postpone(&self, destination: &Destination) -> Result<(), StoreError> {
-        let (id, now) = (destination.id, self.world.now());
-        let first = destination.first_attempt.unwrap_or(now);
-        match self.config.retry.next_attempt(first, now) {
-            Some(next) => durable::write(&self.db, move |tx| outgoing::postpone(tx, id, now, next)).await,
+    /// After one more failure than `before`.
+    async fn put_off(&self, id: DestinationId, before: u32) -> Result<Served, StoreError> {
+        let interval = self.rhythm.borrow().interval;
+        let wait = self.config.borrow().retry.intervals_after(before.saturating_add(1), interval);
+        match wait {
+            Some(batches) => {
+                durable::write(&self.db, move |tx| outgoing::failed(tx, id)).await?;
+                Ok(Served::Later(batches))
+            }
             None => {
                 let dropped = durable::write(&self.db, move |tx| outgoing::give_up(tx, id)).await?;
                 self.counters.expired(dropped);
-                Ok(())
+                Ok(Served::GivenUp)
             }
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
+/// A destination that was served with the batch of that number.
+#[derive(Debug)]
+struct Ended {
+    id: DestinationId,
+    next: NextHop,
+    firing: u64,
+    served: Served,
+}
 
-    use super::*;
-    use crate::crypto::KeyId;
-    use crate::node::retry::{RetrySchedule, RetryStep};
-    use crate::packet::{HostName, HostRoute, NextHop, PACKET_LEN, Packet};
-    use crate::store::NODE_SCHEMAS;
-    use crate::store::queue::pool::{self, PoolItem};
+/// Who is served, who waits for which batch, and who has proved himself.
+#[derive(Debug, Default)]
+struct Round {
+    /// Batches since the start.
+    firing: u64,
+    busy: HashSet<DestinationId>,
+    /// The batch with which a destination is tried again.
+    waits: HashMap<DestinationId, u64>,
+    standing: Standing,
+}
 
-    fn outgoing(home: &tempfile::TempDir, retry: Vec<RetryStep>) -> Outgoing {
-        Outgoing {
-            db: Db::open(&home.path().join("node/node.db"), &NODE_SCHEMAS).unwrap(),
-            config: OutgoingConfig { retry: RetrySchedule::new(retry), ..OutgoingConfig::default() },
-            connect: ConnectConfig::default(),
-            bell: Arc::default(),
-            counters: Counters::default(),
-            world: World::real(),
-            stop: CancellationToken::new(),
+impl Round {
+    /// Those to serve now, in any order, and whether they are in good standing. They are busy from here on.
+    fn due(&mut self, mut destinations: Vec<Destination>, outgoing: &Outgoing) -> Vec<(Destination, bool)> {
+        let waiting: HashSet<_> = destinations.iter().map(|destination| destination.id).collect();
+        self.waits.retain(|id, _| waiting.contains(id));
+        // What the last run had begun to hand over goes on at once; what it was to try again waits for a batch.
+        let due = |destination: &Destination| match self.waits.get(&destination.id) {
+            Some(batch) => *batch <= self.firing,
+            None => destination.attempts == 0 || self.firing > 0,
+        };
+        destinations.retain(|destination| !self.busy.contains(&destination.id) && due(destination));
+        // Where they come one after the other, the order would tell padding from packets and old from new.
+        destinations.shuffle(&mut outgoing.world.dice());
+        self.busy.extend(destinations.iter().map(|destination| destination.id));
+        let listed = outgoing.listed();
+        let with_standing = |destination: Destination| {
+            let good = self.standing.is_good(&destination.next, listed.as_ref());
+            (destination, good)
+        };
+        destinations.into_iter().map(with_standing).collect()
+    }
+
+    fn ended(&mut self, ended: Ended, listed: Option<&HashSet<NextHop>>) {
+        let Ended { id, next, firing, served } = ended;
+        self.busy.remove(&id);
+        self.waits.remove(&id);
+        match served {
+            Served::Taken => self.standing.taken(next, listed),
+            // An attempt may outlast an interval; the next one leaves with a batch all the same.
+            Served::Later(batches) => {
+                self.waits.insert(id, firing.saturating_add(batches).max(self.firing + 1));
+                self.standing.failed(next, listed);
+            }
+            Served::GivenUp => self.standing.failed(next, listed),
+            Served::Stopped => {}
         }
     }
 
-    /// A port where nobody listens.
-    fn closed_port() -> u16 {
-        TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
-    }
-
-    impl Outgoing {
-        fn queue(&self, port: u16, packets: usize) {
-            let key_id = KeyId([3; 20]);
-            let next = NextHop::Host(HostRoute { host: HostName::parse("127.0.0.1").unwrap(), port, key_id });
-            let packet = Packet::from_bytes(&[5; PACKET_LEN]).unwrap();
-            let item = PoolItem::Relay { next, packet };
-            let step = move |tx: &crate::store::Tx<'_>| {
-                let ids = (0..packets).map(|_| pool::insert(tx, &item)).collect::<Result<Vec<_>, _>>()?;
-                pool::release(tx, &ids, None)
-            };
-            self.db.write(step).unwrap();
+    /// Which one it was cannot be known: all that do not run any more are tried with the next batch.
+    fn one_failed(&mut self, none_runs: bool) {
+        if none_runs {
+            let next = self.firing + 1;
+            self.waits.extend(self.busy.drain().map(|id| (id, next)));
         }
-
-        fn due(&self) -> Vec<Destination> {
-            let now = self.world.now();
-            self.db.read(|view| outgoing::due_destinations(view, now)).unwrap()
-        }
-    }
-
-    #[tokio::test]
-    async fn mix_that_is_away_is_tried_again_later_with_all_its_packets() {
-        let home = tempfile::tempdir().unwrap();
-        let hour = Duration::from_secs(3600);
-        let outgoing = outgoing(&home, vec![RetryStep { every: hour, during: hour }]);
-        outgoing.queue(closed_port(), 3);
-        let destination = outgoing.due().remove(0);
-        assert_eq!(destination.packets, 3);
-        outgoing.serve(destination).await.unwrap();
-        assert!(outgoing.due().is_empty(), "not before an hour is over");
-        assert_eq!(outgoing.db.read(outgoing::count).unwrap(), 3, "nothing is lost");
-        assert_eq!(outgoing.counters.snapshot().unreachable, 1, "one attempt for all packets");
-    }
-
-    #[tokio::test]
-    async fn packets_are_dropped_and_counted_when_the_schedule_is_over() {
-        let home = tempfile::tempdir().unwrap();
-        let outgoing = outgoing(&home, Vec::new());
-        outgoing.queue(closed_port(), 2);
-        outgoing.serve(outgoing.due().remove(0)).await.unwrap();
-        assert_eq!(outgoing.counters.snapshot().expired, 2);
-        assert_eq!(outgoing.db.read(outgoing::count).unwrap(), 0);
     }
 }
+
+/// Which mixes have proved themselves in this process. Where a directory says who the mixes are, those that it lists are
+/// in good standing until they fail; where none does, those that have acknowledged a packet and not failed since.
+#[derive(Debug, Default)]
+struct Standing {
+    acknowledged: HashSet<NextHop>,
+    failed: HashSet<NextHop>,
+}
+
+impl Standing {
+    /// With a directory, an acknowledgement alone is nothing: who wants all seats can give some.
+    fn is_good(&self, next: &NextHop, listed: Option<&HashSet<NextHop>>) -> bool {
+        match listed {
+            Some(listed) => listed.contains(next) && !self.failed.contains(next),
+            None => self.acknowledged.contains(next),
+        }
+    }
+
+    fn taken(&mut self, next: NextHop, listed: Option<&HashSet<NextHop>>) {
+        self.failed.remove(&next);
+        if listed.is_none_or(|listed| listed.contains(&next)) && self.acknowledged.len() < REMEMBERED {
+            self.acknowledged.insert(next);
+        }
+    }
+
+    fn failed(&mut self, next: NextHop, listed: Option<&HashSet<NextHop>>) {
+        self.acknowledged.remove(&next);
+        if listed.is_some_and(|listed| listed.contains(&next)) && self.failed.len() < REMEMBERED {
+            self.failed.insert(next);
+        }
+    }
+}
+
+/// The right to connections at a time: to all of them, and within these to those for strangers.
+#[derive(Debug)]
+struct Seats {
+    all: Semaphore,
+    strangers: Semaphore,
+}
+
+impl Seats {
+    fn new(connections: usize) -> Self {
+        let all = connections.max(STRANGERS);
+        Self { all: Semaphore::new(all), strangers: Semaphore::new(all / STRANGERS) }
+    }
+
+    /// Waits for a seat, behind those who came before.
+    async fn take(&self, good: bool) -> Result<(Option<SemaphorePermit<'_>>, SemaphorePermit<'_>), AcquireError> {
+        // First the strangers' own: none of them shall stand in the way of others while he waits for it.
+        let stranger = if good { None } else { Some(self.strangers.acquire().await?) };
+        Ok((stranger, self.all.acquire().await?))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -34,7 +34,7 @@ use crate::store::queue::pool::{self, PoolItem};
 use crate::store::{Db, StoreError, keyring};
 
 /// How long a packet may take, so how long the mixes on its path must keep their keys (path-spec 3.4).
-const TRANSIT: Duration = Duration::from_secs(24 * 3600);
+pub(super) const TRANSIT: Duration = Duration::from_secs(24 * 3600);
 /// Octets of a message that fits one packet even if it does not compress. Nearly 28,650, less what deflate adds.
 const SURELY_ONE_PACKET: u32 = 28_000;
 /// Packets moved to the pool in one step: two megabytes.

@@ -12,12 +12,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::clock::World;
-use super::config::{MboxDeliveryConfig, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig};
+use super::config::{MboxDeliveryConfig, MixRule, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig};
 use super::counters::Counters;
+use super::dummies::Dummies;
 use super::exit::{ExitService, MboxWay, MessageIds, SmtpWay};
 use super::incoming::{self, Incoming, Worker};
 use super::keys::{KeyError, NodeKeys};
-use super::mixing::{Bells, Mixing};
+use super::mixing::{Bells, Mixing, Rhythm};
+use super::network::Network;
 use super::outgoing::Outgoing;
 use super::publish;
 use crate::batch::{InvalidPool, Pool};
@@ -38,6 +40,12 @@ use crate::store::inbox::Arrival;
 use crate::store::replay::ReplayLog;
 use crate::store::{Db, NODE_SCHEMAS, StoreError, replay};
 
+/// A pool that keeps fewer is emptied by a handful of packets. The reference's limit.
+const LEAST_MINIMUM: usize = 5;
+/// Of a pool that gives more at a time, whoever floods it may be sure that what he is after came out.
+const HIGHEST_RATE: f64 = 0.8;
+/// Within less, too few packets come together. The reference's limit is 30 minutes, with a pool that keeps 6 and not 45.
+const LEAST_INTERVAL: Duration = Duration::from_secs(15 * 60);
 /// How often the age of the link identity is looked at.
 const LINK_CHECK: Duration = Duration::from_secs(600);
 
@@ -126,6 +134,11 @@ pub struct Parts {
     pub mailboxes: Option<Arc<dyn LocalMailboxes<Arrival>>>,
     /// Where to publish the descriptor; an empty URL publishes nowhere.
     pub network: NetworkConfig,
+    /// Who the mixes are. Somebody else keeps it fresh. A node without it relays, and sends no dummies.
+    pub directory: Option<Network>,
+    /// What weakens the node in the settings of the process outside of `[node]`, in the words that the descriptor
+    /// publishes.
+    pub insecurities: Vec<&'static str>,
     /// Cancelled to stop the node.
     pub stop: CancellationToken,
 }
@@ -185,13 +198,14 @@ impl Node {
     /// # Errors
     /// [`NodeError`].
     pub async fn start(config: &NodeConfig, parts: Parts) -> Result<RunningNode, NodeError> {
-        let Parts { world, counters, mailboxes, network, stop } = parts;
+        let Parts { world, counters, mailboxes, network, directory, insecurities, stop } = parts;
         let nickname: Nickname = config.nickname.parse()?;
         let pool = config.mixing.pool()?;
         if config.mixing.interval.is_zero() {
             return Err(NodeError::Interval);
         }
-        warn_of_weakness(config);
+        let insecurities = weaknesses(config, &insecurities);
+        warn_of_weakness(config, &insecurities, directory.is_some());
         let keys_folder = config.home.join("keys");
         let mut dice = world.dice();
         let keys = NodeKeys::load_or_make(&keys_folder, config.packet_key_lifetime, world.now(), &mut dice)?;
@@ -216,7 +230,7 @@ impl Node {
         let listener =
             MmtpListener::bind(config.listen, link, ListenConfig::default(), Arc::new(incoming.clone())).await?;
         let address = listener.local_addr();
-        let descriptor = Arc::new(describe(config, &nickname, address.port(), &keys, &world)?);
+        let descriptor = Arc::new(describe(config, &nickname, address.port(), &keys, &insecurities, &world)?);
         keep_descriptor(config, &descriptor)?;
 
         let bells = Bells { incoming: Arc::clone(&incoming.bell), ..Bells::default() };
@@ -253,7 +267,10 @@ impl Node {
             let descriptor = Arc::clone(&descriptor);
             tasks.spawn(publish::run(descriptor, network.directory, network.retry, stop.clone()));
         }
-        let carry = Carry { db: db.clone(), pool, interval: config.mixing.interval, own: Some(own) };
+        let dummies = directory.as_ref().filter(|_| config.dummies.enabled);
+        let dummies = dummies.map(|known| Dummies::new(config.dummies.clone(), known.clone(), own, counters.clone()));
+        let rhythm = Rhythm { pool, interval: config.mixing.interval };
+        let carry = Carry { db: db.clone(), rhythm, own: Some(own), dummies, directory };
         carry.spawn(&mut tasks, bells, config.outgoing.clone(), counters, world, stop);
         info!(nickname = %descriptor.nickname(), key = %own, %address, "the node is up");
         Ok(RunningNode { address, descriptor, db, tasks, threads })
@@ -270,8 +287,11 @@ impl Sending {
     /// Lets the packets in the pool of `db` out, all of them in random order at the end of each interval.
     pub fn start(db: Db, interval: Duration, outgoing: OutgoingConfig, parts: Parts) -> Self {
         let mut tasks = JoinSet::new();
-        let carry = Carry { db, pool: Pool::Timed, interval, own: None };
-        carry.spawn(&mut tasks, Bells::default(), outgoing, parts.counters, parts.world, parts.stop);
+        let Parts { world, counters, directory, stop, .. } = parts;
+        // No dummies: they would come from a user as regularly as from a mix, and say that there is one.
+        let rhythm = Rhythm { pool: Pool::Timed, interval };
+        let carry = Carry { db, rhythm, own: None, dummies: None, directory };
+        carry.spawn(&mut tasks, Bells::default(), outgoing, counters, world, stop);
         Self { tasks }
     }
 
@@ -289,9 +309,10 @@ impl Sending {
 /// What mixes and connects.
 struct Carry {
     db: Db,
-    pool: Pool,
-    interval: Duration,
+    rhythm: Rhythm,
     own: Option<KeyId>,
+    dummies: Option<Dummies>,
+    directory: Option<Network>,
 }
 
 impl Carry {
@@ -304,41 +325,55 @@ impl Carry {
         world: World,
         stop: CancellationToken,
     ) {
-        let Self { db, pool, interval, own } = self;
+        let Self { db, rhythm, own, dummies, directory } = self;
+        let (_, rhythm) = watch::channel(rhythm);
+        let (_, config) = watch::channel(config);
         let outgoing = Outgoing {
             db: db.clone(),
             config,
+            rhythm: rhythm.clone(),
             connect: ConnectConfig::default(),
-            bell: Arc::clone(&bells.outgoing),
+            firings: bells.firings.subscribe(),
+            network: directory,
             counters: counters.clone(),
             world: world.clone(),
             stop: stop.clone(),
         };
         tasks.spawn(outgoing.run());
-        tasks.spawn(Mixing { db, pool, interval, own, bells, counters }.run(world, stop));
+        tasks.spawn(Mixing { db, rhythm, own, dummies, bells, counters }.run(world, stop));
     }
 }
 
 /// Says at the start what makes the node protect less than it could.
-fn warn_of_weakness(config: &NodeConfig) {
-    if let Some(why) = weakness(config) {
-        warn!(why, "this node protects its users less than it could");
+fn warn_of_weakness(config: &NodeConfig, insecurities: &[&str], has_directory: bool) {
+    if !insecurities.is_empty() {
+        let why = insecurities.join(", ");
+        warn!(why, "this node protects its users less than it could, and its descriptor says so");
+    }
+    if config.dummies.enabled && !has_directory {
+        warn!(
+            "no dummies are sent: network.directory and network.directory_key say where the node learns of other mixes"
+        );
     }
 }
 
-/// Why the configuration is insecure, in the words that the descriptor publishes.
-fn weakness(config: &NodeConfig) -> Option<&'static str> {
-    use super::config::MixRule;
-    let mixing = &config.mixing;
-    if mixing.rule == MixRule::Timed {
-        Some("Timed mixing rule")
-    } else if mixing.minimum < 5 {
-        Some("Fewer than 5 packets are kept in the pool")
-    } else if mixing.interval < Duration::from_secs(15 * 60) {
-        Some("Mix interval under 15 minutes")
-    } else {
-        None
-    }
+/// Why the configuration is insecure, in the words that the descriptor publishes: the reference's where it has some, in
+/// its order. `elsewhere` is what it finds outside of the node's own settings.
+fn weaknesses(config: &NodeConfig, elsewhere: &[&'static str]) -> Vec<&'static str> {
+    let NodeConfig { mixing, dummies, .. } = config;
+    let pooled = mixing.rule != MixRule::Timed;
+    let own = [
+        (!pooled, "Mix algorithm is not secure"),
+        (pooled && mixing.minimum < LEAST_MINIMUM, "MixPoolMinSize is too small"),
+        (pooled && mixing.rate > HIGHEST_RATE, "MixPoolRate is too high"),
+        (mixing.interval < LEAST_INTERVAL, "Mix interval under 15 minutes"),
+        (!dummies.enabled || dummies.drop_mean == 0.0, "Dummies are not sent"),
+    ];
+    // An alpha version calls itself one, as the reference's all do.
+    let alpha = !env!("CARGO_PKG_VERSION_PRE").is_empty();
+    let alpha = alpha.then_some("Software is alpha");
+    let own = own.into_iter().filter_map(|(is_so, why)| is_so.then_some(why));
+    alpha.into_iter().chain(elsewhere.iter().copied()).chain(own).collect()
 }
 
 fn smtp_way(config: &SmtpDeliveryConfig, identity: &PrivateKey) -> Result<SmtpWay, NodeError> {
@@ -358,6 +393,7 @@ fn describe(
     nickname: &Nickname,
     bound: u16,
     keys: &NodeKeys,
+    insecurities: &[&str],
     world: &World,
 ) -> Result<Descriptor, NodeError> {
     let newest = keys.packet_keys.first().expect("never empty: NodeKeys");
@@ -373,7 +409,7 @@ fn describe(
         comments: None,
         packet_key: newest.key.public_key(),
         software: concat!("mixgate ", env!("CARGO_PKG_VERSION")).to_owned(),
-        why_insecure: weakness(config).map(str::to_owned),
+        why_insecure: (!insecurities.is_empty()).then(|| insecurities.join(", ")),
         listens_at: Some((host, if config.port == 0 { bound } else { config.port })),
         connects: true,
         smtp: config.smtp.enabled.then(|| delivery(config.smtp.max_size, config.smtp.mail.allow_from)),
@@ -410,5 +446,50 @@ async fn renew_link(
             Ok(Err(e)) => error!(error = %e, "no new link key"),
             Err(e) => error!(panicked = e.is_panic(), "no new link key"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::config::{DummiesConfig, MixingConfig};
+
+    fn with(mixing: MixingConfig) -> NodeConfig {
+        NodeConfig { mixing, ..NodeConfig::default() }
+    }
+
+    #[test]
+    fn defaults_are_not_insecure() {
+        assert_eq!(weaknesses(&NodeConfig::default(), &[]), [""; 0]);
+    }
+
+    #[test]
+    fn each_setting_that_weakens_is_named() {
+        let minutes = |n: u64| Duration::from_secs(60 * n);
+        let default = MixingConfig::default;
+        for (mixing, why) in [
+            (MixingConfig { rule: MixRule::Timed, ..default() }, "Mix algorithm is not secure"),
+            (MixingConfig { minimum: 4, ..default() }, "MixPoolMinSize is too small"),
+            (MixingConfig { rule: MixRule::Cottrell, minimum: 0, ..default() }, "MixPoolMinSize is too small"),
+            (MixingConfig { rate: 0.81, ..default() }, "MixPoolRate is too high"),
+            (MixingConfig { interval: minutes(14), ..default() }, "Mix interval under 15 minutes"),
+        ] {
+            assert_eq!(weaknesses(&with(mixing), &[]), [why]);
+        }
+        for dummies in [
+            DummiesConfig { enabled: false, ..DummiesConfig::default() },
+            DummiesConfig { drop_mean: 0.0, ..DummiesConfig::default() },
+        ] {
+            let config = NodeConfig { dummies, ..NodeConfig::default() };
+            assert_eq!(weaknesses(&config, &[]), ["Dummies are not sent"]);
+        }
+    }
+
+    #[test]
+    fn several_reasons_are_all_named_and_what_a_timed_pool_does_not_use_is_not() {
+        let interval = Duration::from_secs(60);
+        let mixing = MixingConfig { rule: MixRule::Timed, interval, minimum: 0, rate: 1.0 };
+        let expected = ["Log is too verbose", "Mix algorithm is not secure", "Mix interval under 15 minutes"];
+        assert_eq!(weaknesses(&with(mixing), &["Log is too verbose"]), expected);
     }
 }

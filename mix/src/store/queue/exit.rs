@@ -22,8 +22,6 @@ pub struct ExitItem {
     pub id: ExitId,
     /// How often it was tried.
     pub attempts: u32,
-    /// When it was tried first.
-    pub first_attempt: Option<SystemTime>,
     /// How to deliver it.
     pub exit_type: RoutingType,
     /// To whom.
@@ -98,7 +96,7 @@ pub fn insert_message(
 /// What the database says.
 pub fn due(view: &View<'_>, now: SystemTime, limit: usize) -> Result<Vec<ExitItem>, StoreError> {
     view.all(
-        "SELECT exit.id, attempts, first_attempt, exit_type, address, whole_message, handle, octets
+        "SELECT exit.id, attempts, exit_type, address, whole_message, handle, octets
             FROM exit JOIN content ON content.id = exit.content
             WHERE next_attempt <= ?1 ORDER BY next_attempt, exit.id LIMIT ?2",
         params![seconds(now), sql_limit(limit)],
@@ -134,15 +132,14 @@ pub fn delivered(tx: &Tx<'_>, id: ExitId) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-/// Leaves a delivery until `next_attempt`, after an attempt that failed at `now`.
+/// Leaves a delivery until `next_attempt`, after an attempt that failed.
 ///
 /// # Errors
 /// [`StoreError::Missing`]; what the database says.
-pub fn postpone(tx: &Tx<'_>, id: ExitId, now: SystemTime, next_attempt: SystemTime) -> Result<(), StoreError> {
+pub fn postpone(tx: &Tx<'_>, id: ExitId, next_attempt: SystemTime) -> Result<(), StoreError> {
     let changed = tx.execute(
-        "UPDATE exit
-            SET attempts = attempts + 1, first_attempt = coalesce(first_attempt, ?2), next_attempt = ?3 WHERE id = ?1",
-        params![id.0, seconds(now), seconds(next_attempt)],
+        "UPDATE exit SET attempts = attempts + 1, next_attempt = ?2 WHERE id = ?1",
+        params![id.0, seconds(next_attempt)],
     )?;
     if changed == 0 { Err(StoreError::Missing { what: "delivery" }) } else { Ok(()) }
 }
@@ -156,18 +153,17 @@ pub fn give_up(tx: &Tx<'_>, id: ExitId) -> Result<bool, StoreError> {
 }
 
 fn item(row: &Row<'_>) -> Result<ExitItem, StoreError> {
-    let whole_message: bool = row.get(5)?;
+    let whole_message: bool = row.get(4)?;
     let content = if whole_message {
-        ExitContent::Message(octets(row, 7)?.to_vec())
+        ExitContent::Message(octets(row, 6)?.to_vec())
     } else {
-        ExitContent::Payload { handle: handle(row, 6)?, payload: payload(row, 7)? }
+        ExitContent::Payload { handle: handle(row, 5)?, payload: payload(row, 6)? }
     };
     Ok(ExitItem {
         id: ExitId(row.get(0)?),
         attempts: row.get(1)?,
-        first_attempt: row.get::<_, Option<i64>>(2)?.map(instant),
-        exit_type: routing_type(row, 3)?,
-        address: octets(row, 4)?.to_vec(),
+        exit_type: routing_type(row, 2)?,
+        address: octets(row, 3)?.to_vec(),
         content,
     })
 }

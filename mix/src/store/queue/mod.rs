@@ -1,4 +1,4 @@
-//! The queues of a node: incoming → pool → outgoing or exit (minion-spec 4, 5).
+//! The queues of a node: incoming → pool → outgoing or exit (minion-spec 3.2.5.2, 4).
 //!
 //! A step from queue to queue is one transaction: a crash loses nothing and repeats nothing. When packets leave the
 //! pool is `crate::batch`'s, when a delivery is tried again `crate::node`'s.
@@ -12,7 +12,7 @@ pub mod pool;
 
 pub use exit::{ExitContent, ExitId, ExitItem};
 pub use incoming::{Admission, IncomingId, Next};
-pub use outgoing::{Destination, DestinationId, OutgoingId};
+pub use outgoing::{Cargo, Destination, DestinationId, OutgoingId};
 pub use pool::{PoolId, PoolItem};
 
 use super::db::{Schema, StoreError, Tx, params};
@@ -20,7 +20,7 @@ use super::db::{Schema, StoreError, Tx, params};
 /// The tables of this folder. No arrival times: they would only help to link what comes in with what goes out.
 pub const SCHEMA: Schema = Schema {
     name: "queue",
-    version: 1,
+    version: 2,
     // AUTOINCREMENT where a reader pages by id: a number must not come again.
     sql: "
         CREATE TABLE incoming (id INTEGER PRIMARY KEY AUTOINCREMENT, octets BLOB NOT NULL);
@@ -40,15 +40,13 @@ pub const SCHEMA: Schema = Schema {
             routing_type INTEGER NOT NULL,
             routing_info BLOB NOT NULL,
             attempts INTEGER NOT NULL DEFAULT 0,
-            first_attempt INTEGER,
-            next_attempt INTEGER NOT NULL DEFAULT 0,
             UNIQUE (routing_type, routing_info)
         );
-        CREATE INDEX destination_by_time ON destination (next_attempt);
         CREATE TABLE outgoing (
             id INTEGER PRIMARY KEY AUTOINCREMENT,
             destination INTEGER NOT NULL REFERENCES destination (id),
-            content INTEGER NOT NULL REFERENCES content (id)
+            -- Padding of the link has none.
+            content INTEGER REFERENCES content (id)
         );
         CREATE INDEX outgoing_by_content ON outgoing (content);
         CREATE INDEX outgoing_by_destination ON outgoing (destination, id);
@@ -59,7 +57,6 @@ pub const SCHEMA: Schema = Schema {
             address BLOB NOT NULL,
             handle BLOB,
             attempts INTEGER NOT NULL DEFAULT 0,
-            first_attempt INTEGER,
             next_attempt INTEGER NOT NULL DEFAULT 0,
             content INTEGER NOT NULL REFERENCES content (id)
         );
@@ -81,8 +78,8 @@ fn drop_content(tx: &Tx<'_>, content: i64) -> Result<(), StoreError> {
 mod tests {
     use super::incoming::{self, Admission, Next};
     use super::pool::{self, PoolItem, Released};
-    use super::{ExitContent, SCHEMA, exit, outgoing};
-    use crate::packet::{Handle, NextHop, Packet, RoutingType};
+    use super::{Cargo, DestinationId, ExitContent, SCHEMA, exit, outgoing};
+    use crate::packet::{Handle, NextHop, RoutingType};
     use crate::store::db::{Schema, StoreError};
     use crate::store::testing::{as_after_a_kill, digest, fresh, hop, hour, packet, payload, reopened};
     use crate::store::{Db, replay};
@@ -113,6 +110,11 @@ mod tests {
 
     fn finish(db: &Db, id: incoming::IncomingId, next: Next) -> Result<Admission, StoreError> {
         db.write(move |tx| incoming::finish(tx, id, &digest("key"), &digest("packet"), &next))
+    }
+
+    fn cargo(db: &Db, to: DestinationId) -> Vec<Cargo> {
+        let all = db.read(|view| outgoing::cargo_for(view, to, 10)).unwrap();
+        all.into_iter().map(|(_, cargo)| cargo).collect()
     }
 
     fn contents(db: &Db) -> u64 {
@@ -191,17 +193,11 @@ mod tests {
         let released = db.write(move |tx| pool::release(tx, &ids, None)).unwrap();
         assert_eq!(released, Released { relays: 3, deliveries: 1, own: 0 });
         let db = reopened(folder.path(), db, &SCHEMAS);
-        let due = db.read(|view| outgoing::due_destinations(view, hour(0))).unwrap();
-        let [a, b] = due.as_slice() else { panic!("two destinations: {due:?}") };
-        assert_eq!((&a.next, a.packets), (&hop("a.example.org"), 2));
-        assert_eq!((&b.next, b.packets), (&hop("b.example.org"), 1));
-        let packets: Vec<Packet> = db
-            .read(|view| outgoing::packets_for(view, a.id, 10))
-            .unwrap()
-            .into_iter()
-            .map(|(_, packet)| packet)
-            .collect();
-        assert_eq!(packets, [packet(3), packet(1)]);
+        let all = db.read(outgoing::destinations).unwrap();
+        let [a, b] = all.as_slice() else { panic!("two destinations: {all:?}") };
+        assert_eq!((&a.next, &b.next), (&hop("a.example.org"), &hop("b.example.org")));
+        assert_eq!(cargo(&db, a.id), [Cargo::Packet(packet(3)), Cargo::Packet(packet(1))]);
+        assert_eq!(cargo(&db, b.id), [Cargo::Packet(packet(2))]);
         assert_eq!(db.read(pool::count).unwrap(), 0);
     }
 
@@ -229,21 +225,41 @@ mod tests {
     }
 
     #[test]
-    fn sent_packets_are_gone_and_the_rest_is_due_at_once() {
+    fn sent_packets_are_gone_and_the_failures_before_them_forgotten() {
         let (_folder, db) = fresh(&SCHEMAS);
         pooled(&db, vec![relay("a.example.org", 1), relay("a.example.org", 2)]);
         release_all(&db, None);
-        let a = db.read(|view| outgoing::due_destinations(view, hour(0))).unwrap()[0].id;
-        db.write(move |tx| outgoing::postpone(tx, a, hour(0), hour(1))).unwrap();
-        let packets = db.read(|view| outgoing::packets_for(view, a, 10)).unwrap();
+        let a = db.read(outgoing::destinations).unwrap()[0].id;
+        db.write(move |tx| outgoing::failed(tx, a)).unwrap();
+        let packets = db.read(|view| outgoing::cargo_for(view, a, 10)).unwrap();
         let (first, second) = (packets[0].0, packets[1].0);
         db.write(move |tx| outgoing::sent(tx, &[first])).unwrap();
-        let due = db.read(|view| outgoing::due_destinations(view, hour(0))).unwrap();
-        assert_eq!((due[0].attempts, due[0].first_attempt, due[0].packets), (0, None, 1));
+        assert_eq!(db.read(outgoing::destinations).unwrap()[0].attempts, 0);
         db.write(move |tx| outgoing::sent(tx, &[first, second])).unwrap();
-        assert!(db.read(|view| outgoing::due_destinations(view, hour(9))).unwrap().is_empty());
-        assert_eq!(db.read(outgoing::next_due).unwrap(), None);
+        assert!(db.read(outgoing::destinations).unwrap().is_empty());
         assert_eq!(contents(&db), 0);
+    }
+
+    #[test]
+    fn padding_is_for_idle_mixes_alone_and_counts_for_no_packet() {
+        let (_folder, db) = fresh(&SCHEMAS);
+        pooled(&db, vec![relay("a.example.org", 1)]);
+        release_all(&db, None);
+        let pad = |host| db.write(move |tx| outgoing::pad_if_idle(tx, &hop(host))).unwrap();
+        assert_eq!([pad("a.example.org"), pad("b.example.org"), pad("b.example.org")], [false, true, false]);
+        assert_eq!(db.read(outgoing::count).unwrap(), 1);
+        let b = db.read(outgoing::destinations).unwrap()[1].id;
+        assert_eq!(cargo(&db, b), [Cargo::Junk]);
+        pooled(&db, vec![relay("b.example.org", 2)]);
+        release_all(&db, None);
+        assert_eq!(cargo(&db, b), [Cargo::Junk, Cargo::Packet(packet(2))]);
+        let (junk, _) = db.read(|view| outgoing::cargo_for(view, b, 1)).unwrap().remove(0);
+        db.write(move |tx| outgoing::sent(tx, &[junk])).unwrap();
+        assert_eq!(cargo(&db, b), [Cargo::Packet(packet(2))]);
+        assert!(pad("c.example.org"));
+        let c = db.read(outgoing::destinations).unwrap()[2].id;
+        assert_eq!(db.write(move |tx| outgoing::give_up(tx, c)).unwrap(), 0, "nobody has lost anything");
+        assert_eq!(db.read(outgoing::destinations).unwrap().len(), 2);
     }
 
     #[test]
@@ -251,17 +267,15 @@ mod tests {
         let (folder, db) = fresh(&SCHEMAS);
         pooled(&db, vec![relay("a.example.org", 1), relay("b.example.org", 2)]);
         release_all(&db, None);
-        let a = db.read(|view| outgoing::due_destinations(view, hour(0))).unwrap()[0].id;
-        db.write(move |tx| outgoing::postpone(tx, a, hour(0), hour(1))).unwrap();
-        db.write(move |tx| outgoing::postpone(tx, a, hour(1), hour(2))).unwrap();
+        let a = db.read(outgoing::destinations).unwrap()[0].id;
+        db.write(move |tx| outgoing::failed(tx, a)).unwrap();
+        db.write(move |tx| outgoing::failed(tx, a)).unwrap();
         pooled(&db, vec![relay("a.example.org", 3)]);
         release_all(&db, None);
         let db = reopened(folder.path(), db, &SCHEMAS);
-        let due = db.read(|view| outgoing::due_destinations(view, hour(1))).unwrap();
-        assert_eq!(due.iter().map(|d| d.next.clone()).collect::<Vec<_>>(), [hop("b.example.org")]);
-        let due = db.read(|view| outgoing::due_destinations(view, hour(2))).unwrap();
-        let waiting = due.iter().find(|d| d.id == a).unwrap();
-        assert_eq!((waiting.attempts, waiting.first_attempt, waiting.packets), (2, Some(hour(0)), 2));
+        let all = db.read(outgoing::destinations).unwrap();
+        assert_eq!(all.iter().map(|to| (to.id == a, to.attempts)).collect::<Vec<_>>(), [(true, 2), (false, 0)]);
+        assert_eq!(cargo(&db, a).len(), 2);
         assert_eq!(db.write(move |tx| outgoing::give_up(tx, a)).unwrap(), 2);
         assert_eq!(db.read(outgoing::count).unwrap(), 1);
         assert_eq!(contents(&db), 1);
@@ -273,18 +287,18 @@ mod tests {
         pooled(&db, vec![deliver(1)]);
         release_all(&db, None);
         let id = db.read(|view| exit::due(view, hour(0), 10)).unwrap()[0].id;
-        db.write(move |tx| exit::postpone(tx, id, hour(0), hour(7))).unwrap();
+        db.write(move |tx| exit::postpone(tx, id, hour(7))).unwrap();
         assert!(db.read(|view| exit::due(view, hour(6), 10)).unwrap().is_empty());
         assert_eq!(db.read(exit::next_due).unwrap(), Some(hour(7)));
         let db = reopened(folder.path(), db, &SCHEMAS);
         let due = db.read(|view| exit::due(view, hour(7), 10)).unwrap();
         let [item] = due.as_slice() else { panic!("one delivery: {due:?}") };
-        assert_eq!((item.attempts, item.first_attempt), (1, Some(hour(0))));
+        assert_eq!(item.attempts, 1);
         assert_eq!((item.exit_type, item.address.as_slice()), (RoutingType::SMTP, &b"a@example.org"[..]));
         assert_eq!(item.content, ExitContent::Payload { handle: Some(Handle([1; 20])), payload: payload(1) });
         assert!(db.write(move |tx| exit::delivered(tx, id)).unwrap());
         assert!(!db.write(move |tx| exit::give_up(tx, id)).unwrap());
-        let gone = db.write(move |tx| exit::postpone(tx, id, hour(8), hour(9)));
+        let gone = db.write(move |tx| exit::postpone(tx, id, hour(9)));
         assert!(matches!(gone, Err(StoreError::Missing { .. })), "{gone:?}");
         assert_eq!((db.read(exit::count).unwrap(), contents(&db)), (0, 0));
     }

@@ -1,14 +1,13 @@
-//! Packets on their way to the next mix, grouped by mix.
+//! Packets on their way to the next mix, grouped by mix, and padding of links beside them.
 //!
 //! Retries belong to the mix, never to a packet: a packet with a time of its own would leave alone, and could be told
-//! from the others of its batch.
+//! from the others of its batch. When the next one is due is not kept: `node::outgoing` counts batches.
 
 use std::fmt;
-use std::time::SystemTime;
 
 use super::drop_content;
 use crate::packet::{NextHop, Packet};
-use crate::store::db::{Row, StoreError, Tx, View, instant, params, row_id, seconds, sql_limit};
+use crate::store::db::{Row, StoreError, Tx, View, params, row_id, sql_limit};
 use crate::store::{next_hop, packet};
 
 row_id! {
@@ -16,29 +15,44 @@ row_id! {
     DestinationId
 }
 row_id! {
-    /// An outgoing packet.
+    /// An outgoing packet, or padding.
     OutgoingId
 }
 
-/// A mix that packets wait for.
+/// A mix that packets wait for, or padding.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Destination {
-    /// Its row. Lives as long as packets wait for it.
+    /// Its row. Lives as long as anything waits for it.
     pub id: DestinationId,
     /// How to reach it.
     pub next: NextHop,
     /// Failed attempts since the last packet that it took.
     pub attempts: u32,
-    /// The first of these.
-    pub first_attempt: Option<SystemTime>,
-    /// How many packets wait.
-    pub packets: u64,
 }
 
 /// Prints no address.
 impl fmt::Debug for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Destination").field("id", &self.id).field("attempts", &self.attempts).finish_non_exhaustive()
+    }
+}
+
+/// What goes over a link.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Cargo {
+    /// A packet (SEND).
+    Packet(Packet),
+    /// Padding (JUNK). Its octets are made when it is sent.
+    Junk,
+}
+
+/// Prints nothing of a packet.
+impl fmt::Debug for Cargo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Packet(_) => "Packet(..)",
+            Self::Junk => "Junk",
+        })
     }
 }
 
@@ -58,68 +72,74 @@ pub(super) fn enqueue(tx: &Tx<'_>, next: &NextHop, content: i64) -> Result<Outgo
     .map(OutgoingId)
 }
 
-/// The mixes to connect to now.
+/// Puts padding for a mix into the queue, if nothing waits for it. Says whether it did.
 ///
 /// # Errors
 /// What the database says.
-pub fn due_destinations(view: &View<'_>, now: SystemTime) -> Result<Vec<Destination>, StoreError> {
-    view.all(
-        "SELECT id, routing_type, routing_info, attempts, first_attempt,
-                (SELECT count(*) FROM outgoing WHERE destination = destination.id)
-            FROM destination WHERE next_attempt <= ?1 ORDER BY next_attempt, id",
-        params![seconds(now)],
-        destination,
-    )
+pub fn pad_if_idle(tx: &Tx<'_>, next: &NextHop) -> Result<bool, StoreError> {
+    let (routing_type, info) = next.to_routing();
+    let added = tx.execute(
+        "INSERT OR IGNORE INTO destination (routing_type, routing_info) VALUES (?1, ?2)",
+        params![routing_type.0, info],
+    )?;
+    if added == 0 {
+        return Ok(false);
+    }
+    tx.execute(
+        "INSERT INTO outgoing (destination, content)
+            SELECT id, NULL FROM destination WHERE routing_type = ?1 AND routing_info = ?2",
+        params![routing_type.0, info],
+    )?;
+    Ok(true)
 }
 
-/// When the next mix is due, if packets wait for any.
+/// The mixes that anything waits for.
 ///
 /// # Errors
 /// What the database says.
-pub fn next_due(view: &View<'_>) -> Result<Option<SystemTime>, StoreError> {
-    view.first("SELECT next_attempt FROM destination ORDER BY next_attempt LIMIT 1", &[], |row| {
-        Ok(instant(row.get(0)?))
-    })
+pub fn destinations(view: &View<'_>) -> Result<Vec<Destination>, StoreError> {
+    view.all("SELECT id, routing_type, routing_info, attempts FROM destination ORDER BY id", &[], destination)
 }
 
-/// The packets for one mix, in the order in which the pool released them, at most `limit`.
+/// What waits for one mix, in the order in which the pool released it, at most `limit`.
 ///
 /// # Errors
 /// What the database says.
-pub fn packets_for(
+pub fn cargo_for(
     view: &View<'_>,
     destination: DestinationId,
     limit: usize,
-) -> Result<Vec<(OutgoingId, Packet)>, StoreError> {
+) -> Result<Vec<(OutgoingId, Cargo)>, StoreError> {
     view.all(
-        "SELECT outgoing.id, octets FROM outgoing JOIN content ON content.id = outgoing.content
+        "SELECT outgoing.id, outgoing.content IS NULL, octets
+            FROM outgoing LEFT JOIN content ON content.id = outgoing.content
             WHERE destination = ?1 ORDER BY outgoing.id LIMIT ?2",
         params![destination.0, sql_limit(limit)],
-        |row| Ok((OutgoingId(row.get(0)?), packet(row, 1)?)),
+        |row| {
+            let cargo = if row.get(1)? { Cargo::Junk } else { Cargo::Packet(packet(row, 2)?) };
+            Ok((OutgoingId(row.get(0)?), cargo))
+        },
     )
 }
 
-/// How many packets wait, for all mixes.
+/// How many packets wait, for all mixes. Padding does not count.
 ///
 /// # Errors
 /// What the database says.
 pub fn count(view: &View<'_>) -> Result<u64, StoreError> {
-    view.count("SELECT count(*) FROM outgoing", &[])
+    view.count("SELECT count(*) FROM outgoing WHERE content IS NOT NULL", &[])
 }
 
-/// Forgets packets that their mix has acknowledged; its failed attempts are forgotten with them.
+/// Forgets what its mix has acknowledged; its failed attempts are forgotten with it.
 ///
 /// # Errors
 /// What the database says.
 pub fn sent(tx: &Tx<'_>, ids: &[OutgoingId]) -> Result<(), StoreError> {
     let mut settled = None;
     for id in ids {
-        let Some(destination) = drop_packet(tx, *id)? else { continue };
+        let Some((destination, _)) = drop_cargo(tx, *id)? else { continue };
         if settled != Some(destination) {
-            tx.execute(
-                "UPDATE destination SET attempts = 0, first_attempt = NULL, next_attempt = 0 WHERE id = ?1",
-                params![destination],
-            )?;
+            tx.execute("UPDATE destination SET attempts = 0 WHERE id = ?1", params![destination])?;
             settled = Some(destination);
         }
         drop_if_empty(tx, destination)?;
@@ -127,25 +147,16 @@ pub fn sent(tx: &Tx<'_>, ids: &[OutgoingId]) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Leaves a mix alone until `next_attempt`, with all that waits for it, after an attempt that failed at `now`.
+/// Counts an attempt that failed. A mix that nothing waits for any more is passed over.
 ///
 /// # Errors
-/// What the database says. A mix that nothing waits for any more is passed over.
-pub fn postpone(
-    tx: &Tx<'_>,
-    destination: DestinationId,
-    now: SystemTime,
-    next_attempt: SystemTime,
-) -> Result<(), StoreError> {
-    tx.execute(
-        "UPDATE destination
-            SET attempts = attempts + 1, first_attempt = coalesce(first_attempt, ?2), next_attempt = ?3 WHERE id = ?1",
-        params![destination.0, seconds(now), seconds(next_attempt)],
-    )?;
+/// What the database says.
+pub fn failed(tx: &Tx<'_>, destination: DestinationId) -> Result<(), StoreError> {
+    tx.execute("UPDATE destination SET attempts = attempts + 1 WHERE id = ?1", params![destination.0])?;
     Ok(())
 }
 
-/// Drops all that waits for a mix, and says how much it was.
+/// Drops all that waits for a mix, and says how many packets it was. Padding does not count.
 ///
 /// # Errors
 /// What the database says.
@@ -155,20 +166,23 @@ pub fn give_up(tx: &Tx<'_>, destination: DestinationId) -> Result<u64, StoreErro
     })?;
     let mut dropped = 0;
     for id in ids {
-        dropped += u64::from(drop_packet(tx, id)?.is_some());
+        dropped += u64::from(matches!(drop_cargo(tx, id)?, Some((_, true))));
     }
     drop_if_empty(tx, destination.0)?;
     Ok(dropped)
 }
 
-fn drop_packet(tx: &Tx<'_>, id: OutgoingId) -> Result<Option<i64>, StoreError> {
+/// Whose it was, and whether it was a packet.
+fn drop_cargo(tx: &Tx<'_>, id: OutgoingId) -> Result<Option<(i64, bool)>, StoreError> {
     let row = tx.first("SELECT destination, content FROM outgoing WHERE id = ?1", params![id.0], |row| {
-        Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+        Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?))
     })?;
     let Some((destination, content)) = row else { return Ok(None) };
     tx.execute("DELETE FROM outgoing WHERE id = ?1", params![id.0])?;
-    drop_content(tx, content)?;
-    Ok(Some(destination))
+    if let Some(content) = content {
+        drop_content(tx, content)?;
+    }
+    Ok(Some((destination, content.is_some())))
 }
 
 fn drop_if_empty(tx: &Tx<'_>, destination: i64) -> Result<(), StoreError> {
@@ -180,12 +194,5 @@ fn drop_if_empty(tx: &Tx<'_>, destination: i64) -> Result<(), StoreError> {
 }
 
 fn destination(row: &Row<'_>) -> Result<Destination, StoreError> {
-    let packets: i64 = row.get(5)?;
-    Ok(Destination {
-        id: DestinationId(row.get(0)?),
-        next: next_hop(row, 1, 2)?,
-        attempts: row.get(3)?,
-        first_attempt: row.get::<_, Option<i64>>(4)?.map(instant),
-        packets: packets.unsigned_abs(),
-    })
+    Ok(Destination { id: DestinationId(row.get(0)?), next: next_hop(row, 1, 2)?, attempts: row.get(3)? })
 }

@@ -1,0 +1,355 @@
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::SystemTime;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use super::*;
+use crate::batch::Pool;
+use crate::crypto::KeyId;
+use crate::net::listen::{PacketSink, Refused};
+use crate::node::retry::{RetrySchedule, RetryStep};
+use crate::node::testing::{PATIENCE, key_id, listening, observed};
+use crate::packet::{HostName, HostRoute, PACKET_LEN, Packet};
+use crate::store::queue::pool::{self, PoolItem};
+use crate::store::{NODE_SCHEMAS, Tx};
+
+const INTERVAL: Duration = Duration::from_secs(900);
+const DAY: i64 = 24 * 3600;
+
+/// A queue, and what drives it.
+struct Bench {
+    outgoing: Outgoing,
+    fire: watch::Sender<u64>,
+    /// Seconds by which the clock is wrong.
+    skew: Arc<AtomicI64>,
+    _home: tempfile::TempDir,
+}
+
+fn bench(retry: Vec<RetryStep>) -> Bench {
+    let home = tempfile::tempdir().unwrap();
+    let config = OutgoingConfig { retry: RetrySchedule::new(retry), ..OutgoingConfig::default() };
+    let skew = Arc::new(AtomicI64::new(0));
+    let clock = Arc::clone(&skew);
+    let now = move || {
+        let skew = clock.load(Ordering::Relaxed);
+        let by = Duration::from_secs(skew.unsigned_abs());
+        if skew < 0 { SystemTime::now() - by } else { SystemTime::now() + by }
+    };
+    let (fire, firings) = watch::channel(0);
+    let outgoing = Outgoing {
+        db: Db::open(&home.path().join("node/node.db"), &NODE_SCHEMAS).unwrap(),
+        config: watch::channel(config).1,
+        rhythm: watch::channel(Rhythm { pool: Pool::Timed, interval: INTERVAL }).1,
+        connect: ConnectConfig::default(),
+        firings,
+        network: None,
+        counters: Counters::default(),
+        world: World::new(now, || World::real().dice()),
+        stop: CancellationToken::new(),
+    };
+    Bench { outgoing, fire, skew, _home: home }
+}
+
+/// So many tries, one with each batch.
+fn tries(count: u32) -> Vec<RetryStep> {
+    vec![RetryStep { every: INTERVAL, during: INTERVAL * count }]
+}
+
+fn host(port: u16, key_id: KeyId) -> NextHop {
+    NextHop::Host(HostRoute { host: HostName::parse("127.0.0.1").unwrap(), port, key_id })
+}
+
+/// A mix that nobody runs.
+fn away() -> NextHop {
+    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    host(free.local_addr().unwrap().port(), KeyId([3; 20]))
+}
+
+impl Bench {
+    /// Puts packets into the queue as a batch does.
+    fn queue(&self, next: &NextHop, packets: usize) {
+        let packet = Packet::from_bytes(&[5; PACKET_LEN]).unwrap();
+        let item = PoolItem::Relay { next: next.clone(), packet };
+        let step = move |tx: &Tx<'_>| {
+            let ids = (0..packets).map(|_| pool::insert(tx, &item)).collect::<Result<Vec<_>, _>>()?;
+            pool::release(tx, &ids, None)
+        };
+        self.outgoing.db.write(step).unwrap();
+    }
+
+    fn pad(&self, next: &NextHop) {
+        let next = next.clone();
+        assert!(self.outgoing.db.write(move |tx| outgoing::pad_if_idle(tx, &next)).unwrap());
+    }
+
+    fn fire(&self) {
+        self.fire.send_modify(|firings| *firings += 1);
+    }
+
+    fn waiting(&self) -> u64 {
+        self.outgoing.db.read(outgoing::count).unwrap()
+    }
+
+    fn destinations(&self) -> Vec<Destination> {
+        self.outgoing.db.read(outgoing::destinations).unwrap()
+    }
+
+    fn counts(&self) -> crate::node::Counts {
+        self.outgoing.counters.snapshot()
+    }
+
+    /// Waits until something is so.
+    async fn until(&self, what: &str, is_so: impl Fn(&Self) -> bool) {
+        let poll = async {
+            while !is_so(self) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        assert!(timeout(PATIENCE, poll).await.is_ok(), "never: {what}; {:?}", self.counts());
+    }
+}
+
+/// A mix that takes everything and keeps nothing.
+struct Taking;
+
+impl PacketSink for Taking {
+    async fn store(&self, _: Packet) -> Result<(), Refused> {
+        Ok(())
+    }
+
+    async fn forget(&self, _: Packet) -> Result<(), Refused> {
+        Ok(())
+    }
+}
+
+/// Runs an honest mix until `stop`.
+async fn honest_mix(stop: &CancellationToken) -> NextHop {
+    host(listening(1, Taking, stop).await, key_id(1))
+}
+
+/// Hosts that take connections and never answer, and how many connections they hold.
+async fn tarpits(count: u8) -> (Vec<NextHop>, Arc<Mutex<Vec<TcpStream>>>) {
+    let held = Arc::new(Mutex::new(Vec::new()));
+    let mut hosts = Vec::new();
+    for number in 0..count {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        hosts.push(host(listener.local_addr().unwrap().port(), KeyId([number; 20])));
+        let held = Arc::clone(&held);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                held.lock().unwrap().push(stream);
+            }
+        });
+    }
+    (hosts, held)
+}
+
+#[tokio::test]
+async fn mix_that_is_away_is_tried_again_with_a_later_batch_and_all_its_packets() {
+    let bench = bench(vec![RetryStep { every: INTERVAL * 3, during: INTERVAL * 3 }]);
+    bench.queue(&away(), 3);
+    let destination = bench.destinations().remove(0);
+    assert_eq!(bench.outgoing.serve(destination).await.unwrap(), Served::Later(3));
+    assert_eq!(bench.waiting(), 3, "nothing is lost");
+    assert_eq!(bench.counts().unreachable, 1, "one attempt for all packets");
+}
+
+#[tokio::test]
+async fn packets_are_dropped_and_counted_when_the_schedule_is_over() {
+    let bench = bench(Vec::new());
+    bench.queue(&away(), 2);
+    let destination = bench.destinations().remove(0);
+    assert_eq!(bench.outgoing.serve(destination).await.unwrap(), Served::GivenUp);
+    assert_eq!((bench.counts().expired, bench.waiting()), (2, 0));
+}
+
+/// The rounds of one destination that answers as told: the batches that it was tried with.
+fn tried_with(bench: &Bench, round: &mut Round, batches: std::ops::Range<u64>, served: Served) -> Vec<u64> {
+    let try_with = |firing: u64| {
+        round.firing = firing;
+        let due = round.due(bench.destinations(), &bench.outgoing);
+        for (Destination { id, next, .. }, _) in &due {
+            round.ended(Ended { id: *id, next: next.clone(), firing, served }, None);
+        }
+        !due.is_empty()
+    };
+    batches
+        .filter({
+            let mut try_with = try_with;
+            move |firing| try_with(*firing)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn retry_waits_for_its_batch() {
+    let bench = bench(Vec::new());
+    bench.queue(&away(), 1);
+    let mut round = Round::default();
+    assert_eq!(tried_with(&bench, &mut round, 0..12, Served::Later(4)), [0, 4, 8]);
+}
+
+#[tokio::test]
+async fn attempt_that_outlasts_an_interval_is_followed_by_the_next_batch() {
+    let bench = bench(Vec::new());
+    bench.queue(&away(), 1);
+    let mut round = Round::default();
+    let (destination, _) = round.due(bench.destinations(), &bench.outgoing).remove(0);
+    round.firing = 2;
+    assert!(round.due(bench.destinations(), &bench.outgoing).is_empty(), "one connection at a time");
+    round.ended(Ended { id: destination.id, next: destination.next, firing: 0, served: Served::Later(1) }, None);
+    assert!(round.due(bench.destinations(), &bench.outgoing).is_empty(), "not before the next batch");
+    assert_eq!(tried_with(&bench, &mut round, 3..4, Served::Later(9)), [3]);
+}
+
+#[tokio::test]
+async fn start_goes_on_with_what_had_begun_and_leaves_retries_to_the_first_batch() {
+    let bench = bench(Vec::new());
+    let (begun, failing) = (away(), away());
+    bench.queue(&failing, 1);
+    let id = bench.destinations()[0].id;
+    bench.outgoing.db.write(move |tx| outgoing::failed(tx, id)).unwrap();
+    bench.queue(&begun, 1);
+    let mut round = Round::default();
+    let due = round.due(bench.destinations(), &bench.outgoing);
+    assert_eq!(due.into_iter().map(|(to, _)| to.next).collect::<Vec<_>>(), [begun]);
+    round.firing = 1;
+    let due = round.due(bench.destinations(), &bench.outgoing);
+    assert_eq!(due.into_iter().map(|(to, _)| to.next).collect::<Vec<_>>(), [failing]);
+}
+
+#[tokio::test]
+async fn jumps_of_the_clock_neither_drop_a_packet_nor_hasten_or_delay_a_try() {
+    let bench = bench(tries(3));
+    bench.queue(&away(), 5);
+    let service = tokio::spawn(bench.outgoing.clone().run());
+    for (attempt, jump) in [(1, 0), (2, 2 * DAY), (3, -2 * DAY), (4, 300 * DAY)] {
+        assert_eq!(bench.counts().expired, 0, "before attempt {attempt}");
+        assert_eq!(bench.waiting(), 5);
+        bench.skew.store(jump, Ordering::Relaxed);
+        bench.fire();
+        bench.until("an attempt with each batch", |bench| bench.counts().unreachable == attempt).await;
+    }
+    bench.until("the end of the schedule", |bench| bench.counts().expired == 5).await;
+    assert_eq!((bench.waiting(), bench.counts().unreachable), (0, 4));
+    bench.outgoing.stop.cancel();
+    service.await.unwrap();
+}
+
+#[tokio::test]
+async fn sixteen_tarpits_do_not_keep_an_honest_mix_from_its_packets() {
+    let bench = bench(tries(9));
+    let stop = bench.outgoing.stop.clone();
+    let honest = honest_mix(&stop).await;
+    bench.queue(&honest, 1);
+    let service = tokio::spawn(bench.outgoing.clone().run());
+    bench.until("the honest mix proves itself", |bench| bench.counts().relayed == 1).await;
+    let (hosts, held) = tarpits(16).await;
+    hosts.iter().for_each(|host| bench.queue(host, 1));
+    bench.fire();
+    let seats = OutgoingConfig::default().connections;
+    bench.until("the tarpits take what they can", |_| held.lock().unwrap().len() == seats / STRANGERS).await;
+    bench.queue(&honest, 100);
+    bench.fire();
+    bench.until("the honest mix is served", |bench| bench.counts().relayed == 101).await;
+    assert_eq!(held.lock().unwrap().len(), seats / STRANGERS, "half of the seats, and no more");
+    stop.cancel();
+    service.await.unwrap();
+}
+
+#[tokio::test]
+async fn stranger_is_served_when_the_tarpits_before_it_have_had_their_time() {
+    let mut bench = bench(tries(9));
+    bench.outgoing.connect.handshake_timeout = Duration::from_secs(2);
+    let stop = bench.outgoing.stop.clone();
+    let (hosts, _held) = tarpits(16).await;
+    hosts.iter().for_each(|host| bench.queue(host, 1));
+    let honest = honest_mix(&stop).await;
+    bench.queue(&honest, 1);
+    let service = tokio::spawn(bench.outgoing.clone().run());
+    bench.until("the stranger is served", |bench| bench.counts().relayed == 1).await;
+    stop.cancel();
+    service.await.unwrap();
+}
+
+#[test]
+fn standing_is_proved_where_nobody_is_listed_and_lost_by_a_failure() {
+    let (one, other) = (host(1, KeyId([1; 20])), host(1, KeyId([2; 20])));
+    let mut standing = Standing::default();
+    assert!(!standing.is_good(&one, None));
+    standing.taken(one.clone(), None);
+    assert!(standing.is_good(&one, None) && !standing.is_good(&other, None));
+    standing.failed(one.clone(), None);
+    assert!(!standing.is_good(&one, None));
+}
+
+#[test]
+fn listed_mix_is_in_good_standing_until_it_fails_and_no_stranger_ever_is() {
+    let key = KeyId([1; 20]);
+    let (mix, elsewhere) = (host(1, key), host(2, key));
+    let listed = HashSet::from([mix.clone()]);
+    let mut standing = Standing::default();
+    assert!(standing.is_good(&mix, Some(&listed)));
+    // The key of a listed mix with another's address is another's; neither does its failure speak against the mix.
+    standing.taken(elsewhere.clone(), Some(&listed));
+    assert!(!standing.is_good(&elsewhere, Some(&listed)));
+    standing.failed(elsewhere, Some(&listed));
+    assert!(standing.is_good(&mix, Some(&listed)));
+    standing.failed(mix.clone(), Some(&listed));
+    assert!(!standing.is_good(&mix, Some(&listed)));
+    standing.taken(mix.clone(), Some(&listed));
+    assert!(standing.is_good(&mix, Some(&listed)));
+}
+
+#[test]
+fn memory_of_strangers_is_bounded() {
+    let mut standing = Standing::default();
+    for number in 0..REMEMBERED as u64 + 100 {
+        let mut key_id = [0; 20];
+        key_id[..8].copy_from_slice(&number.to_be_bytes());
+        standing.taken(host(1, KeyId(key_id)), None);
+    }
+    assert_eq!(standing.acknowledged.len(), REMEMBERED);
+}
+
+#[tokio::test]
+async fn padding_looks_on_the_wire_as_a_packet_does() {
+    let bench = bench(Vec::new());
+    let honest = honest_mix(&bench.outgoing.stop).await;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let by_way_of = host(listener.local_addr().unwrap().port(), honest.key_id());
+    let mut seen = Vec::new();
+    for is_junk in [false, true, false, true] {
+        if is_junk {
+            bench.pad(&by_way_of)
+        } else {
+            bench.queue(&by_way_of, 1)
+        }
+        let destination = bench.destinations().remove(0);
+        let (served, observed) = timeout(PATIENCE, async {
+            tokio::join!(bench.outgoing.serve(destination), observed(&listener, honest.port()))
+        })
+        .await
+        .expect("both end");
+        assert_eq!(served.unwrap(), Served::Taken);
+        seen.push(observed);
+    }
+    assert_eq!((bench.counts().relayed, bench.counts().junk), (2, 2));
+    let octets: usize = seen[0].there.iter().map(|(_, len)| len).sum();
+    assert!(octets > crate::mmtp::frame::UNIT_LEN, "one unit has gone over: {octets}");
+    assert_eq!(seen[0], seen[2], "connections with a packet look alike");
+    assert_eq!(seen[0], seen[1]);
+    assert_eq!(seen[0], seen[3]);
+}
+
+#[tokio::test]
+async fn padding_that_was_not_taken_is_tried_again_as_packets_are_and_counts_for_none() {
+    let bench = bench(tries(1));
+    bench.pad(&away());
+    let serve = async || bench.outgoing.serve(bench.destinations().remove(0)).await.unwrap();
+    assert_eq!(serve().await, Served::Later(1));
+    assert_eq!(serve().await, Served::GivenUp);
+    assert_eq!((bench.counts().expired, bench.destinations().len()), (0, 0));
+}
