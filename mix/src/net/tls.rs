@@ -18,8 +18,9 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, Issuer, PublicKeyData,
 use rsa::sha2::{Sha256, Sha384, Sha512};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::kx_group;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -282,9 +283,15 @@ pub(super) fn ensure_process_provider() {
     }
 }
 
+/// How the keys of a connection are agreed on, the better first: what is recorded today must not be read by the quantum
+/// computer of tomorrow. The hybrid group needs TLS 1.3 on both sides; who has not both agrees on one of the others.
+static KEY_EXCHANGES: [&dyn SupportedKxGroup; 4] =
+    [kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1];
+
 /// Named here, never taken from the process: two crates may disagree on the default of the process.
 fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    Arc::new(CryptoProvider { kx_groups: KEY_EXCHANGES.to_vec(), ..provider })
 }
 
 /// Accepts one mix, by its key id.
@@ -555,7 +562,7 @@ fn unix_seconds(time: SystemTime) -> i64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rustls::SignatureAlgorithm;
+    use rustls::{NamedGroup, SignatureAlgorithm};
     use rustls::sign::{Signer, SigningKey};
     use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -749,6 +756,61 @@ mod tests {
     }
 
     type Handshake = Result<(), LinkError>;
+
+    /// The group that a link of ours agrees on with a client that has these groups and versions alone.
+    async fn agreed_with(alice: &Mix, groups: &[&'static dyn SupportedKxGroup], versions: Versions) -> NamedGroup {
+        let own = client_config_of(alice.verifier(made_at()), versions);
+        let provider = CryptoProvider { kx_groups: groups.to_vec(), ..CryptoProvider::clone(own.crypto_provider()) };
+        let mut client = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_protocol_versions(versions)
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(alice.verifier(made_at())))
+            .with_no_client_auth();
+        client.enable_sni = false;
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
+        let (server, client) = tokio::join!(
+            TlsAcceptor::from(alice.link.server_config()).accept(far),
+            TlsConnector::from(Arc::new(client)).connect(name, near)
+        );
+        let (server, client) = (server.unwrap(), client.unwrap());
+        let group = client.get_ref().1.negotiated_key_exchange_group().unwrap().name();
+        assert_eq!(server.get_ref().1.negotiated_key_exchange_group().unwrap().name(), group);
+        group
+    }
+
+    type Versions = &'static [&'static SupportedProtocolVersion];
+    static OLD: [&SupportedProtocolVersion; 1] = [&TLS12];
+
+    #[tokio::test]
+    async fn two_of_us_agree_on_keys_that_no_quantum_computer_finds_later() {
+        let alice = Mix::new(1);
+        let config = client_config(alice.key_id(), made_at());
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let name = ServerName::IpAddress(std::net::Ipv4Addr::LOCALHOST.into());
+        let (server, client) = tokio::join!(
+            TlsAcceptor::from(alice.link.server_config()).accept(far),
+            TlsConnector::from(config).connect(name, near)
+        );
+        let (server, client) = (server.unwrap(), client.unwrap());
+        for (version, group) in [
+            (client.get_ref().1.protocol_version(), client.get_ref().1.negotiated_key_exchange_group()),
+            (server.get_ref().1.protocol_version(), server.get_ref().1.negotiated_key_exchange_group()),
+        ] {
+            assert_eq!(version, Some(TLS13.version));
+            assert_eq!(group.unwrap().name(), NamedGroup::X25519MLKEM768);
+        }
+    }
+
+    #[tokio::test]
+    async fn peer_without_the_hybrid_group_still_links() {
+        let alice = Mix::new(1);
+        assert_eq!(agreed_with(&alice, &[kx_group::X25519], &VERSIONS).await, NamedGroup::X25519);
+        assert_eq!(agreed_with(&alice, &[kx_group::SECP256R1], &VERSIONS).await, NamedGroup::secp256r1);
+        assert_eq!(agreed_with(&alice, &[kx_group::SECP256R1], &OLD).await, NamedGroup::secp256r1);
+        assert_eq!(agreed_with(&alice, &KEY_EXCHANGES, &OLD).await, NamedGroup::X25519);
+    }
 
     /// Signs with a key, or a scheme, that is not the certificate's.
     #[derive(Debug)]
