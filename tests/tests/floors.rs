@@ -62,11 +62,15 @@ const ONE_FILE: &[(&str, &str, &[&str])] = &[
     ("mix", "rsa", &["crypto/pk.rs", "net/tls.rs"]),
     ("mix", "aws_lc_rs", &["crypto/pk.rs", "net/tls.rs"]),
     ("mix", "rusqlite", &["store/db.rs"]),
+    ("mix", "rustix", &["store/db.rs"]),
+    ("mix", "argon2", &["crypto/sealed.rs"]),
+    ("mix", "chacha20poly1305", &["crypto/sealed.rs"]),
     ("mix", "rustls", &["net/tls.rs"]),
     ("mix", "tokio_rustls", &["net/tls.rs"]),
     ("mix", "lettre", &["deliver/smtp.rs"]),
     ("smtp-in", "smtp_proto", &["session.rs", "session/mod.rs"]),
     ("pop-out", "async_imap", &["fetch.rs"]),
+    ("gateway", "rpassword", &["passphrase.rs"]),
 ];
 
 /// Folder, package, the packages of this workspace that it may depend on.

@@ -6,10 +6,12 @@ pub mod hash;
 pub mod keyset;
 pub mod lioness;
 pub mod pk;
+pub mod sealed;
 pub mod stream;
 pub mod surb_key;
 
 pub use hash::{DIGEST_LEN, Digest, KeyId, sha1};
 pub use keyset::{Keyset, SharedSecret};
+pub use sealed::Passphrase;
 pub use stream::CounterRng;
 pub use surb_key::SurbKey;

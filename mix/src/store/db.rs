@@ -598,19 +598,37 @@ pub(crate) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes `folder`, or refuses one that anybody else may look into.
+/// Makes `folder`, or refuses one that anybody else may look into. A symbolic link is judged by where it leads.
 ///
 /// # Errors
 /// [`StoreError::Open`], [`StoreError::Folder`].
 pub fn private_folder(folder: &Path) -> Result<(), StoreError> {
     let open = |source| StoreError::Open { path: folder.to_owned(), source };
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(open)?;
-    let mode = folder.metadata().map_err(open)?.mode() & 0o777;
-    if mode & 0o077 == 0 {
-        return Ok(());
+    let found = folder.metadata().map_err(open)?;
+    match exposure(found.mode(), found.uid(), own_uid()) {
+        None => Ok(()),
+        Some(why) => Err(StoreError::Folder { path: folder.to_owned(), why }),
     }
-    let why = format!("has mode {mode:04o}, which lets others than its owner in; it holds keys and mail: chmod 700 it");
-    Err(StoreError::Folder { path: folder.to_owned(), why })
+}
+
+/// Who else than this process could look into a folder, and what to do about it.
+fn exposure(mode: u32, owner: u32, own: u32) -> Option<String> {
+    let mode = mode & 0o777;
+    if owner != own {
+        // Its owner can look into it whatever the mode says.
+        return Some(format!(
+            "belongs to user {owner}, and this process is user {own}; it holds keys and mail: chown it"
+        ));
+    }
+    (mode & 0o077 != 0).then(|| {
+        format!("has mode {mode:04o}, which lets others than its owner in; it holds keys and mail: chmod 700 it")
+    })
+}
+
+/// The user that this process acts as.
+pub fn own_uid() -> u32 {
+    rustix::process::geteuid().as_raw()
 }
 
 /// Takes the lock file beside the database. Not the database itself: closing any handle on that would drop the locks

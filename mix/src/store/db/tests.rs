@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::mpsc::channel;
 
-use super::{Db, Schema, StoreError, StoreErrorKind, Tx, View, day_end, instant, params, seconds};
+use super::{Db, Schema, StoreError, StoreErrorKind, Tx, View, day_end, exposure, instant, own_uid, params, seconds};
 use crate::store::testing::{as_after_a_kill, fresh, hour, private_folder, reopened};
 
 const NOTES: Schema = Schema {
@@ -351,4 +351,33 @@ fn instants_are_kept_by_the_second_and_days_are_rounded_up() {
     assert_eq!(instant(day_end(hour(0))), hour(24));
     assert_eq!(instant(day_end(hour(23))), hour(24));
     assert_eq!(seconds(std::time::UNIX_EPOCH - std::time::Duration::from_secs(1)), 0);
+}
+
+#[test]
+fn folder_of_somebody_else_is_refused_whatever_its_mode() {
+    assert_eq!(exposure(0o40700, 1000, 1000), None);
+    let why = exposure(0o40700, 1001, 1000).unwrap();
+    assert!(why.contains("user 1001") && why.contains("user 1000") && why.contains("chown"), "{why}");
+    if own_uid() != 0 {
+        println!("only root can give folders away: not tried");
+        return;
+    }
+    let folder = private_folder();
+    std::os::unix::fs::chown(folder.path(), Some(1), None).unwrap();
+    let refused = super::private_folder(folder.path()).unwrap_err();
+    assert!(matches!(&refused, StoreError::Folder { path, .. } if path == folder.path()), "{refused:?}");
+}
+
+#[test]
+fn link_to_a_folder_is_judged_by_where_it_leads() {
+    let folder = private_folder();
+    let (target, link) = (folder.path().join("target"), folder.path().join("link"));
+    fs::create_dir(&target).unwrap();
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    for (mode, good) in [(0o700, true), (0o750, false), (0o705, false)] {
+        fs::set_permissions(&target, fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(super::private_folder(&link).is_ok(), good, "{mode:o}");
+    }
+    fs::remove_dir(&target).unwrap();
+    assert!(matches!(super::private_folder(&link), Err(StoreError::Open { .. })));
 }
