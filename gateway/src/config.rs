@@ -25,6 +25,19 @@ pub struct Config {
     pub directory: DirectoryConfig,
 }
 
+impl Config {
+    /// With what a section must know of another: a node says in its descriptor that the log is too verbose, in the
+    /// reference's words.
+    #[must_use]
+    pub fn told_of_each_other(mut self) -> Self {
+        self.node.elsewhere = match self.log.level {
+            LogLevel::Debug => vec!["Log is too verbose"],
+            LogLevel::Error | LogLevel::Warn | LogLevel::Info => Vec::new(),
+        };
+        self
+    }
+}
+
 /// Section `[log]`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

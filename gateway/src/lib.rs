@@ -8,6 +8,7 @@ pub mod config;
 mod demo;
 mod doors;
 pub mod log;
+pub mod passphrase;
 mod start;
 
 pub use config::Config;

@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use mix::crypto::KeyId;
+use mix::crypto::{KeyId, Passphrase};
 use mix::directory::Descriptor;
-use mix::node::config::NodeConfig;
+use mix::node::config::{KeysConfig, NodeConfig};
 use mix::node::directory::{DirectoryError, DirectoryServer};
 use mix::node::durable;
 use mix::node::keys::{self, KeyError};
@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::accounts::Accounts;
-use crate::config::{Config, GatewayConfig, IdentityConfig, LogConfig, LogLevel};
+use crate::config::{Config, GatewayConfig, IdentityConfig};
 use crate::doors::{Inbox, KnownExits, WatchedOutbox};
 
 /// The longest time between two looks at the inbox.
@@ -158,7 +158,7 @@ pub struct Running {
     pub pop3: Option<SocketAddr>,
     /// Where other mixes hand packets in.
     pub mmtp: Option<SocketAddr>,
-    /// What the node says of itself.
+    /// What the node said of itself when it started.
     pub descriptor: Option<Arc<Descriptor>>,
     /// The directory server.
     pub directory: Option<RunningDirectory>,
@@ -188,6 +188,18 @@ impl Gateway {
     /// # Errors
     /// As [`Gateway::start`].
     pub async fn start_in(config: Config, world: World) -> Result<Running, StartError> {
+        Self::start_sealed(config, world, None).await
+    }
+
+    /// As [`Gateway::start_in`], with the passphrase of private keys that are sealed.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub async fn start_sealed(
+        config: Config,
+        world: World,
+        passphrase: Option<Passphrase>,
+    ) -> Result<Running, StartError> {
         if !(config.gateway.enabled || config.node.enabled || config.directory.enabled) {
             return Err(StartError::NoRole);
         }
@@ -206,7 +218,7 @@ impl Gateway {
             directory_server: None,
             tasks: JoinSet::new(),
         };
-        match running.start_roles(config, world).await {
+        match running.start_roles(config, world, passphrase).await {
             Ok(()) => Ok(running),
             Err(e) => {
                 running.stop().await;
@@ -228,6 +240,11 @@ impl Running {
     /// What has been done since the start, in numbers.
     pub fn counts(&self) -> Counts {
         self.counters.snapshot()
+    }
+
+    /// The node, if this process is one.
+    pub fn node(&self) -> Option<&RunningNode> {
+        self.node.as_ref()
     }
 
     /// The queues of the node, if this process is one.
@@ -277,7 +294,13 @@ impl Running {
         }
     }
 
-    async fn start_roles(&mut self, config: Config, world: World) -> Result<(), StartError> {
+    async fn start_roles(
+        &mut self,
+        config: Config,
+        world: World,
+        passphrase: Option<Passphrase>,
+    ) -> Result<(), StartError> {
+        let config = config.told_of_each_other();
         if config.directory.enabled {
             self.start_directory(&config, &world).await?;
         }
@@ -292,7 +315,7 @@ impl Running {
             mailboxes: mailroom.as_ref().map(|mailroom| mailboxes(mailroom, &world)),
             network: config.network.clone(),
             directory: self.network.clone(),
-            insecurities: insecurities(&config.log),
+            passphrase,
             stop: self.stop.clone(),
         };
         if config.node.enabled {
@@ -302,7 +325,7 @@ impl Running {
             }
             let node = Node::start(&config.node, parts.clone()).await?;
             self.mmtp = Some(node.address);
-            self.descriptor = Some(Arc::clone(&node.descriptor));
+            self.descriptor = Some(node.descriptor());
             self.node = Some(node);
         }
         if let Some(network) = &self.network {
@@ -316,7 +339,8 @@ impl Running {
 
     async fn start_directory(&mut self, config: &Config, world: &World) -> Result<(), StartError> {
         let directory = &config.directory;
-        let key = keys::load_or_make_identity(&directory.home, &mut world.dice())?;
+        let key =
+            keys::load_or_make_identity(&directory.home, KeysConfig::default().identity_bits, None, &mut world.dice())?;
         let listener = bind(directory.listen, "directory").await?;
         let now = world.clone();
         let server = DirectoryServer::start(directory, listener, key, move || now.now(), self.stop.child_token())?;
@@ -405,14 +429,6 @@ fn network(config: &Config, world: &World) -> Result<Option<Network>, StartError
     }
     private_folder(home)?;
     Ok(Some(Network::new(network.clone(), home.join("directory"), world.clone())?))
-}
-
-/// What weakens a node beside its own settings, in the reference's words.
-fn insecurities(log: &LogConfig) -> Vec<&'static str> {
-    match log.level {
-        LogLevel::Debug => vec!["Log is too verbose"],
-        LogLevel::Error | LogLevel::Warn | LogLevel::Info => Vec::new(),
-    }
 }
 
 /// Says that a service failed; never with what words, which may be a mail's.

@@ -1,6 +1,8 @@
 //! The command line. One file for each command.
 
+mod configured;
 mod demo;
+mod node;
 mod run;
 
 use std::process::ExitCode;
@@ -28,6 +30,9 @@ struct Arguments {
 enum Command {
     Run(run::RunArguments),
     Demo(demo::DemoArguments),
+    /// Prepare a node, and look at its keys
+    #[command(subcommand)]
+    Node(node::NodeCommand),
 }
 
 /// Runs the program.
@@ -40,6 +45,7 @@ pub fn main() -> ExitCode {
     let ended = match command {
         Command::Run(arguments) => runtime.block_on(run::run(arguments)),
         Command::Demo(arguments) => runtime.block_on(demo::run(arguments)),
+        Command::Node(command) => node::run(command),
     };
     // Sockets of the outside world that nobody closes must not hold the process up.
     runtime.shutdown_background();

@@ -1,42 +1,33 @@
 //! `mixgate run`: the roles that a configuration enables, until the process is asked to end.
 
-use std::path::PathBuf;
-
 use clap::Args;
+use mix::node::World;
 
+use super::configured::Configured;
 use super::{Failed, StopSignals};
-use crate::{Config, Gateway, log};
-
-/// Variables with our prefix that are no settings: the options of the command line that may stand in them.
-const RESERVED: [&str; 1] = ["MIXGATE_CONFIG"];
+use crate::passphrase::PassphraseSource;
+use crate::{Gateway, log};
 
 /// Start the roles that a configuration file enables: gateway, node, directory
 ///
 /// Settings come from, the later before the earlier: defaults, the file, environment variables such as
-/// MIXGATE_NODE__NICKNAME, and --set.
+/// MIXGATE_NODE__NICKNAME, and --set. Where node.keys.sealed is true, the passphrase is read from --passphrase-fd,
+/// --passphrase-file or the variable MIXGATE_PASSPHRASE, else asked for on the terminal.
 #[derive(Args, Debug)]
 pub(super) struct RunArguments {
-    /// The configuration file (TOML). conf/ has commented examples
-    #[arg(short, long, env = "MIXGATE_CONFIG", value_name = "FILE")]
-    config: PathBuf,
-    /// Set one option, as in --set node.nickname=Thomas. May be given several times
-    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
-    settings: Vec<(String, String)>,
-}
-
-fn setting(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
-    Ok((key.trim().to_owned(), value.trim().to_owned()))
+    #[command(flatten)]
+    configured: Configured,
+    #[command(flatten)]
+    passphrase: PassphraseSource,
 }
 
 pub(super) async fn run(arguments: RunArguments) -> Result<(), Failed> {
-    let environment =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let loaded = mixgate_conf::load::<Config>(Some(&arguments.config), environment, &RESERVED, &arguments.settings);
-    let config = loaded.map_err(Failed::configuration)?;
+    let config = arguments.configured.load()?;
+    let sealed = config.node.enabled && config.node.keys.sealed;
+    let passphrase = sealed.then(|| arguments.passphrase.read()).transpose().map_err(Failed::configuration)?;
     log::init(config.log.level);
     let mut signals = StopSignals::listen()?;
-    let started = Gateway::start(config).await;
+    let started = Gateway::start_sealed(config, World::real(), passphrase).await;
     let mut running =
         started.map_err(|e| if e.is_configuration() { Failed::configuration(e) } else { Failed::from(e) })?;
     let ended = tokio::select! {

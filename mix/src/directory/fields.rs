@@ -12,6 +12,7 @@ use super::descriptor::{
 use super::info::{Document, Unwritable, Writer};
 use super::nickname::Nickname;
 use super::value::to_base64;
+use crate::crypto::Digest;
 use crate::crypto::pk::{PrivateKey, PublicKey, RsaError};
 use crate::packet::HostName;
 
@@ -73,12 +74,21 @@ impl DescriptorFields {
     /// # Errors
     /// [`Unsignable`]: text that breaks its line, a date outside the calendar, or what [`Descriptor::parse`] refuses.
     pub fn sign(&self, identity: &PrivateKey, rng: &mut impl CryptoRng) -> Result<Descriptor, Unsignable> {
-        let unsigned = self.text(&identity.public_key(), "", "")?;
-        let document = Document::read(&unsigned, &DESCRIPTOR_LIMITS).map_err(InvalidDescriptor::from)?;
-        let digest = digest_of(&document);
+        let digest = self.digest(&identity.public_key())?;
         let signature = identity.sign(&digest.0, rng)?;
         let text = self.text(&identity.public_key(), &to_base64(&digest.0), &to_base64(&signature))?;
         Ok(Descriptor::parse(&text)?)
+    }
+
+    /// The digest that a descriptor of `identity` with exactly these fields has. A descriptor with that digest says
+    /// nothing else, and need not be signed again.
+    ///
+    /// # Errors
+    /// [`Unsignable`]: text that breaks its line, or a date outside the calendar.
+    pub fn digest(&self, identity: &PublicKey) -> Result<Digest, Unsignable> {
+        let unsigned = self.text(identity, "", "")?;
+        let document = Document::read(&unsigned, &DESCRIPTOR_LIMITS).map_err(InvalidDescriptor::from)?;
+        Ok(digest_of(&document))
     }
 
     /// The text, in the order of the reference, with these values for `Digest` and `Signature`.

@@ -562,8 +562,8 @@ fn unix_seconds(time: SystemTime) -> i64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rustls::{NamedGroup, SignatureAlgorithm};
     use rustls::sign::{Signer, SigningKey};
+    use rustls::{NamedGroup, SignatureAlgorithm};
     use tokio_rustls::{TlsAcceptor, TlsConnector};
 
     use super::*;

@@ -32,9 +32,12 @@ pub struct NodeConfig {
     pub host: String,
     /// The port that other mixes connect to, where it is not the one of `listen` (a forwarded port). 0: the same.
     pub port: u16,
-    /// How long a packet key lives.
-    #[serde(with = "humantime_serde")]
-    pub packet_key_lifetime: Duration,
+    /// The fingerprint of the operator's OpenPGP key; published where it is not empty.
+    pub contact_fingerprint: String,
+    /// What people should read about this node; published where it is not empty.
+    pub comments: String,
+    /// How long keys live, and how they are kept.
+    pub keys: KeysConfig,
     /// When packets leave together.
     pub mixing: MixingConfig,
     /// What is sent to be taken for packets of people.
@@ -47,6 +50,10 @@ pub struct NodeConfig {
     pub mbox: MboxDeliveryConfig,
     /// Reassembly of fragmented messages before delivery.
     pub fragments: FragmentsConfig,
+    /// No setting: what weakens the node in the settings of the process outside of this section, in the words that the
+    /// descriptor publishes.
+    #[serde(skip)]
+    pub elsewhere: Vec<&'static str>,
 }
 
 impl Default for NodeConfig {
@@ -59,13 +66,16 @@ impl Default for NodeConfig {
             listen: SocketAddr::from(([0, 0, 0, 0], 48099)),
             host: "localhost".into(),
             port: 0,
-            packet_key_lifetime: Duration::from_secs(30 * 24 * 3600),
+            contact_fingerprint: String::new(),
+            comments: String::new(),
+            keys: KeysConfig::default(),
             mixing: MixingConfig::default(),
             dummies: DummiesConfig::default(),
             outgoing: OutgoingConfig::default(),
             smtp: SmtpDeliveryConfig::default(),
             mbox: MboxDeliveryConfig::default(),
             fragments: FragmentsConfig::default(),
+            elsewhere: Vec::new(),
         }
     }
 }
@@ -344,5 +354,32 @@ impl Default for DummiesConfig {
             // The reference's ServerProbePeriod.
             junk_period: Duration::from_secs(3600),
         }
+    }
+}
+
+/// Section `[node.keys]`: how long keys live, and how they are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeysConfig {
+    /// How long a packet key is named by descriptors; whole days, rounded up. The next key begins in the middle of this
+    /// time, so that there is always one that lasts for half of it: reply blocks need mixes whose key ends after them.
+    #[serde(with = "humantime_serde")]
+    pub lifetime: Duration,
+    /// How long a key opens packets after that: what was built before it expired may arrive after.
+    #[serde(with = "humantime_serde")]
+    pub overlap: Duration,
+    /// How long before it begins a key is made and published.
+    #[serde(with = "humantime_serde")]
+    pub ahead: Duration,
+    /// Bits of the identity key, when one is made.
+    pub identity_bits: u32,
+    /// Whether the private keys are sealed with a passphrase, which is asked for at the start.
+    pub sealed: bool,
+}
+
+impl Default for KeysConfig {
+    fn default() -> Self {
+        let days = |days: u64| Duration::from_secs(days * 24 * 3600);
+        Self { lifetime: days(30), overlap: days(1), ahead: days(14), identity_bits: 2048, sealed: false }
     }
 }

@@ -6,17 +6,20 @@
 pub mod clock;
 pub mod config;
 pub mod counters;
+pub mod describe;
 pub mod directory;
 mod dummies;
 pub mod durable;
 mod exit;
 pub mod incoming;
 pub mod keys;
+mod link;
 mod mixing;
 pub mod network;
 mod outgoing;
-mod publish;
+pub mod publish;
 pub mod retry;
+mod rotation;
 pub mod sender;
 mod start;
 #[cfg(test)]

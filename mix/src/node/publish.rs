@@ -1,44 +1,149 @@
-//! Tells the directory server about this node, again and again until it listens.
+//! Tells the directory server about this node: all its descriptors, those to come too, each until the server has it.
+//!
+//! What became of a descriptor is noted beside its key, in `packet-….published`: one line of its digest, `accepted` or
+//! `waiting`, and the server's URL. It is a note for people and commands, and nothing rests on it: all descriptors are
+//! uploaded at each start, every twelve hours, and when `RunningNode::republish` asks for it.
 
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::{Notify, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
+use super::describe::{Descriptors, Stated};
+use super::keys::replace;
 use super::network::describe;
+use crate::crypto::Digest;
 use crate::directory::Descriptor;
-use crate::net::fetch::{self, Uploaded};
+use crate::directory::date::format_date;
+use crate::net::fetch::{self, FetchError, Uploaded};
 
-/// How often the descriptor is uploaded again once it was taken: a directory server may have lost it.
+/// How often a descriptor is uploaded again once it was taken: a directory server may have lost it.
 const AGAIN: Duration = Duration::from_secs(12 * 3600);
 
-/// Uploads `descriptor` to the directory server whose base is `url` until stopped; a failure is tried again after `retry`.
-pub(super) async fn run(descriptor: Arc<Descriptor>, url: String, retry: Duration, stop: CancellationToken) {
-    let upload = format!("{url}upload");
-    let mut failing = false;
-    let mut published = false;
-    loop {
-        let wait = match fetch::upload_descriptor(&upload, descriptor.text()).await {
-            Ok(uploaded) => {
-                if !std::mem::replace(&mut published, true) || failing {
-                    match uploaded {
-                        Uploaded::Accepted => info!("the directory server lists this node"),
-                        Uploaded::Waiting { message } => info!(message, "the directory server has the descriptor"),
+/// What became of a descriptor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Published {
+    /// No server has it, as far as this node knows.
+    No,
+    /// A server has it, and lists it once its operator agrees.
+    Waiting {
+        /// Base URL of the server.
+        url: String,
+    },
+    /// A server lists it.
+    Yes {
+        /// Base URL of the server.
+        url: String,
+    },
+}
+
+impl Published {
+    /// Reads the note `file`; what it says of another descriptor than this one does not count.
+    pub(super) fn read(file: &Path, descriptor: &Descriptor) -> Self {
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let mut words = text.split_whitespace();
+        if words.next() != Some(&descriptor.digest().to_string()) {
+            return Self::No;
+        }
+        match (words.next(), words.next()) {
+            (Some("accepted"), Some(url)) => Self::Yes { url: url.to_owned() },
+            (Some("waiting"), Some(url)) => Self::Waiting { url: url.to_owned() },
+            _ => Self::No,
+        }
+    }
+}
+
+/// The service that uploads.
+pub(super) struct Publisher {
+    /// What is to be known.
+    pub(super) descriptors: watch::Receiver<Arc<Descriptors>>,
+    /// Rung when all are to be uploaded once more.
+    pub(super) again: Arc<Notify>,
+    /// Base URL of the directory server, with a slash at its end.
+    pub(super) url: String,
+    /// How soon a failure is tried again.
+    pub(super) retry: Duration,
+    /// Cancelled to stop the service.
+    pub(super) stop: CancellationToken,
+}
+
+impl Publisher {
+    /// Uploads until stopped.
+    pub(super) async fn run(mut self) {
+        let mut done: HashMap<Digest, Instant> = HashMap::new();
+        let mut failing = false;
+        loop {
+            let all = Arc::clone(&self.descriptors.borrow_and_update());
+            done.retain(|digest, _| all.all.iter().any(|stated| stated.descriptor.digest() == *digest));
+            let mut failed = None;
+            for stated in &all.all {
+                let digest = stated.descriptor.digest();
+                if done.get(&digest).is_some_and(|at| at.elapsed() < AGAIN) {
+                    continue;
+                }
+                let upload = self.upload(stated);
+                match self.stop.run_until_cancelled(upload).await {
+                    None => return,
+                    Some(Ok(uploaded)) => {
+                        let first = done.insert(digest, Instant::now()).is_none();
+                        self.note(stated, &uploaded).await;
+                        if first {
+                            tell(&stated.descriptor, &uploaded);
+                        }
                     }
+                    Some(Err(e)) => failed = Some(e),
                 }
-                failing = false;
-                AGAIN
             }
-            Err(e) => {
-                if !std::mem::replace(&mut failing, true) {
-                    warn!(error = %describe(&e), "the directory server did not take the descriptor");
-                }
-                retry
+            let wait = if failed.is_some() { self.retry } else { AGAIN };
+            if let Some(e) = &failed
+                && !failing
+            {
+                warn!(error = %describe(e), "the directory server did not take a descriptor");
             }
+            failing = failed.is_some();
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                changed = self.descriptors.changed() => if changed.is_err() { return },
+                () = self.again.notified() => done.clear(),
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    async fn upload(&self, stated: &Stated) -> Result<Uploaded, FetchError> {
+        fetch::upload_descriptor(&format!("{}upload", self.url), stated.descriptor.text()).await
+    }
+
+    /// Notes what became of it. The note goes with its key; a key that is erased just now must not get one.
+    async fn note(&self, stated: &Stated, uploaded: &Uploaded) {
+        let word = match uploaded {
+            Uploaded::Accepted => "accepted",
+            Uploaded::Waiting { .. } => "waiting",
         };
-        if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+        let line = format!("{} {word} {}\n", stated.descriptor.digest(), self.url);
+        let file = stated.note.clone();
+        if fs::read_to_string(&file).is_ok_and(|noted| noted == line) {
             return;
         }
+        match spawn_blocking(move || replace(&file, line.as_bytes())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => error!(error = %describe(&e), "what became of a descriptor cannot be noted"),
+            Err(e) => error!(panicked = e.is_panic(), "what became of a descriptor cannot be noted"),
+        }
+    }
+}
+
+fn tell(descriptor: &Descriptor, uploaded: &Uploaded) {
+    let valid_after = format_date(descriptor.valid_after()).unwrap_or_default();
+    match uploaded {
+        Uploaded::Accepted => info!(valid_after, "the directory server lists this node"),
+        Uploaded::Waiting { message } => info!(valid_after, message, "the directory server has the descriptor"),
     }
 }

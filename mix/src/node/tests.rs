@@ -129,20 +129,20 @@ async fn packets_for_the_node_itself_never_touch_the_network() {
         mailboxes: None,
         network: NetworkConfig::default(),
         directory: None,
-        insecurities: Vec::new(),
+        passphrase: None,
         stop: stop.clone(),
     };
     let node = Node::start(&config, parts).await.unwrap();
     let why = "Mix algorithm is not secure, Mix interval under 15 minutes";
-    assert_eq!(node.descriptor.why_insecure(), Some(why));
+    assert_eq!(node.descriptor().why_insecure(), Some(why));
     // Whoever would connect to the node by its route would come here.
     let trap = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let route = HostRoute {
         host: HostName::parse("127.0.0.1").unwrap(),
         port: trap.local_addr().unwrap().port(),
-        key_id: node.descriptor.key_id(),
+        key_id: node.descriptor().key_id(),
     };
-    let own = Hop { packet_key: node.descriptor.packet_key().clone(), route: route.clone() };
+    let own = Hop { packet_key: node.descriptor().packet_key().clone(), route: route.clone() };
     let leg = std::slice::from_ref(&own);
     println!("seed {SEED:#x}");
     let mut dice = StdRng::seed_from_u64(SEED);

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use super::db::{Db, Schema, StoreError, Tx, View, held, params};
+use super::db::{Db, Schema, StoreError, Tx, View, held, params, sql_limit};
 use crate::crypto::Digest;
 use crate::packet::unwrap::{self, Novelty};
 
@@ -50,6 +50,36 @@ pub fn seen(view: &View<'_>, packet_key: &Digest, hash: &Digest) -> Result<bool,
 /// What the database says.
 pub fn forget(tx: &Tx<'_>, packet_key: &Digest) -> Result<usize, StoreError> {
     tx.execute("DELETE FROM replay WHERE packet_key = ?1", params![packet_key.0])
+}
+
+/// As [`forget`], but no more than `limit` packets in this step, so that a log of millions does not hold up the steps of
+/// others. Says how many; fewer than `limit` were the last.
+///
+/// # Errors
+/// What the database says.
+pub fn forget_some(tx: &Tx<'_>, packet_key: &Digest, limit: usize) -> Result<usize, StoreError> {
+    tx.execute(
+        "DELETE FROM replay WHERE packet_key = ?1 AND hash IN (SELECT hash FROM replay WHERE packet_key = ?1 LIMIT ?2)",
+        params![packet_key.0, sql_limit(limit)],
+    )
+}
+
+/// The packet keys of which packets are remembered. Looks at one entry of each.
+///
+/// # Errors
+/// What the database says.
+pub fn packet_keys(view: &View<'_>) -> Result<Vec<Digest>, StoreError> {
+    let mut found: Vec<Digest> = Vec::new();
+    loop {
+        let after = found.last().map_or(&[][..], |last| &last.0);
+        let next = view.first("SELECT min(packet_key) FROM replay WHERE packet_key > ?1", params![after], |row| {
+            Ok(row.get::<_, Option<_>>(0)?)
+        })?;
+        match next.flatten() {
+            Some(next) => found.push(Digest(next)),
+            None => return Ok(found),
+        }
+    }
 }
 
 /// How many packets of a packet key are remembered.
@@ -163,7 +193,7 @@ impl fmt::Debug for Claim {
 mod tests {
     use std::sync::Barrier;
 
-    use super::{ReplayLog, SCHEMA, count, forget, remember};
+    use super::{ReplayLog, SCHEMA, count, forget, forget_some, packet_keys, remember};
     use crate::packet::unwrap::{Novelty, ReplayLog as _};
     use crate::store::StoreError;
     use crate::store::testing::{digest, fresh, reopened};
@@ -239,5 +269,22 @@ mod tests {
         assert_eq!(db.write(|tx| forget(tx, &digest("old key"))).unwrap(), 2);
         assert_eq!(db.read(|view| count(view, &digest("old key"))).unwrap(), 0);
         assert_eq!(db.read(|view| count(view, &digest("new key"))).unwrap(), 1);
+    }
+
+    #[test]
+    fn packets_are_forgotten_in_small_steps_and_the_keys_that_have_some_are_listed() {
+        let (_folder, db) = fresh(&[SCHEMA]);
+        assert_eq!(db.read(packet_keys).unwrap(), []);
+        db.write(|tx| {
+            (0..5).try_for_each(|i| remember(tx, &digest("old key"), &digest(&format!("{i}"))).map(|_| ()))?;
+            remember(tx, &digest("new key"), &digest("0"))
+        })
+        .unwrap();
+        let mut keys = [digest("old key"), digest("new key")];
+        keys.sort_by_key(|key| key.0);
+        assert_eq!(db.read(packet_keys).unwrap(), keys);
+        let step = || db.write(|tx| forget_some(tx, &digest("old key"), 2)).unwrap();
+        assert_eq!([step(), step(), step(), step()], [2, 2, 1, 0]);
+        assert_eq!(db.read(packet_keys).unwrap(), [digest("new key")]);
     }
 }

@@ -1,0 +1,209 @@
+//! Where a passphrase comes from: a file descriptor, a file, the environment, or the terminal. Never from the command line,
+//! which every user of the machine can read; and nobody is asked where no terminal is.
+//!
+//! The variable stays in the environment of the process: taking it out is not safe while other threads may look, and the
+//! system shows the first environment of a process to its user anyway. The other ways leave nothing behind.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read as _};
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use mix::crypto::Passphrase;
+use zeroize::Zeroizing;
+
+/// The variable that may hold a passphrase.
+pub const VARIABLE: &str = "MIXGATE_PASSPHRASE";
+/// Octets of the longest passphrase. More is another kind of file.
+const MAX_LEN: usize = 4096;
+
+/// Where the command line says that the passphrase is.
+#[derive(Args, Clone, Debug, Default)]
+pub struct PassphraseSource {
+    /// Read the passphrase of sealed keys from this open file descriptor, to its end
+    #[arg(long, value_name = "N", conflicts_with = "passphrase_file")]
+    passphrase_fd: Option<u32>,
+    /// Read the passphrase of sealed keys from this file, which nobody else may be able to read
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+}
+
+/// Why there is no passphrase. The operator must mend what is named.
+#[derive(Debug, thiserror::Error)]
+pub enum NoPassphrase {
+    /// Nothing holds one, and nobody can be asked.
+    #[error(
+        "the keys are sealed, and there is no passphrase: give it by --passphrase-fd, --passphrase-file or {VARIABLE}, or start from a terminal"
+    )]
+    Nowhere,
+    /// Others can read the file.
+    #[error("{} can be read by others (mode {mode:04o}); chmod 600 it, and think of another passphrase", path.display())]
+    Exposed {
+        /// Which.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// A file or descriptor cannot be read.
+    #[error("reading the passphrase from {from}")]
+    Unreadable {
+        /// Which.
+        from: String,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Nothing there.
+    #[error("the passphrase from {from} is empty")]
+    Empty {
+        /// Where it was looked for.
+        from: String,
+    },
+    /// Too much there.
+    #[error("the passphrase from {from} is longer than {MAX_LEN} octets")]
+    TooLong {
+        /// Where it was looked for.
+        from: String,
+    },
+    /// Two different answers.
+    #[error("the two passphrases differ")]
+    Differ,
+}
+
+impl PassphraseSource {
+    /// The passphrase of keys that are there.
+    ///
+    /// # Errors
+    /// [`NoPassphrase`].
+    pub fn read(&self) -> Result<Passphrase, NoPassphrase> {
+        self.given()?.map_or_else(|| ask("Passphrase of the keys: "), Ok)
+    }
+
+    /// A passphrase for keys that are to be made: on a terminal it is asked for twice.
+    ///
+    /// # Errors
+    /// [`NoPassphrase`].
+    pub fn read_new(&self) -> Result<Passphrase, NoPassphrase> {
+        if let Some(given) = self.given()? {
+            return Ok(given);
+        }
+        let first = ask("New passphrase for the keys: ")?;
+        if ask("The same once more: ")? == first { Ok(first) } else { Err(NoPassphrase::Differ) }
+    }
+
+    /// What needs nobody to be asked.
+    fn given(&self) -> Result<Option<Passphrase>, NoPassphrase> {
+        if let Some(number) = self.passphrase_fd {
+            return from_descriptor(number).map(Some);
+        }
+        if let Some(path) = &self.passphrase_file {
+            return from_file(path).map(Some);
+        }
+        std::env::var_os(VARIABLE).map(from_variable).transpose()
+    }
+}
+
+fn from_descriptor(number: u32) -> Result<Passphrase, NoPassphrase> {
+    let from = format!("file descriptor {number}");
+    // Opened by its name under /proc: to take the number for a file would need a promise that nobody here can give.
+    match File::open(format!("/proc/self/fd/{number}")) {
+        Ok(file) => from_open_file(file, from),
+        Err(source) => Err(NoPassphrase::Unreadable { from, source }),
+    }
+}
+
+fn from_file(path: &Path) -> Result<Passphrase, NoPassphrase> {
+    let from = path.display().to_string();
+    let opened = File::open(path).and_then(|file| Ok((file.metadata()?.mode() & 0o777, file)));
+    match opened {
+        Ok((mode, _)) if mode & 0o077 != 0 => Err(NoPassphrase::Exposed { path: path.to_owned(), mode }),
+        Ok((_, file)) => from_open_file(file, from),
+        Err(source) => Err(NoPassphrase::Unreadable { from, source }),
+    }
+}
+
+fn from_open_file(file: File, from: String) -> Result<Passphrase, NoPassphrase> {
+    let mut octets = Zeroizing::new(Vec::with_capacity(MAX_LEN + 2));
+    // Two more for the end of the line, one to see that there is too much.
+    match file.take(MAX_LEN as u64 + 3).read_to_end(&mut octets) {
+        Ok(_) => one_line(&octets, from),
+        Err(source) => Err(NoPassphrase::Unreadable { from, source }),
+    }
+}
+
+fn from_variable(value: OsString) -> Result<Passphrase, NoPassphrase> {
+    one_line(&Zeroizing::new(value.into_vec()), VARIABLE.to_owned())
+}
+
+fn ask(prompt: &str) -> Result<Passphrase, NoPassphrase> {
+    if !io::stdin().is_terminal() {
+        return Err(NoPassphrase::Nowhere);
+    }
+    let from = "the terminal".to_owned();
+    match rpassword::prompt_password(prompt) {
+        Ok(answer) => one_line(Zeroizing::new(answer).as_bytes(), from),
+        Err(source) => Err(NoPassphrase::Unreadable { from, source }),
+    }
+}
+
+/// A passphrase without the end of its line, which editors add.
+fn one_line(octets: &[u8], from: String) -> Result<Passphrase, NoPassphrase> {
+    let octets = octets.strip_suffix(b"\n").unwrap_or(octets);
+    let octets = octets.strip_suffix(b"\r").unwrap_or(octets);
+    if octets.len() > MAX_LEN {
+        return Err(NoPassphrase::TooLong { from });
+    }
+    Passphrase::new(octets.to_vec()).ok_or(NoPassphrase::Empty { from })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn file(content: &[u8], mode: u32) -> (tempfile::TempDir, PassphraseSource) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("passphrase");
+        fs::write(&path, content).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        (folder, PassphraseSource { passphrase_fd: None, passphrase_file: Some(path) })
+    }
+
+    #[test]
+    fn the_end_of_the_line_does_not_count_and_all_else_does() {
+        let words = Passphrase::new(b" open sesame ".to_vec()).unwrap();
+        for content in [&b" open sesame "[..], b" open sesame \n", b" open sesame \r\n"] {
+            let (_folder, source) = file(content, 0o400);
+            assert_eq!(source.read().unwrap(), words);
+            assert_eq!(source.read_new().unwrap(), words);
+        }
+    }
+
+    #[test]
+    fn file_that_others_can_read_is_refused() {
+        for mode in [0o640, 0o604, 0o660] {
+            let (_folder, source) = file(b"open sesame", mode);
+            assert!(matches!(source.read(), Err(NoPassphrase::Exposed { mode: found, .. }) if found == mode));
+        }
+    }
+
+    #[test]
+    fn nothing_and_too_much_are_refused_by_name() {
+        for content in [&b""[..], b"\n", b"\r\n"] {
+            let (_folder, source) = file(content, 0o600);
+            assert!(matches!(source.read(), Err(NoPassphrase::Empty { .. })), "{content:?}");
+        }
+        let (_folder, longest) = file(&[b'x'; MAX_LEN], 0o600);
+        assert!(longest.read().is_ok());
+        let (_folder, longer) = file(&[b'x'; MAX_LEN + 1], 0o600);
+        assert!(matches!(longer.read(), Err(NoPassphrase::TooLong { .. })));
+        let nowhere = PassphraseSource { passphrase_fd: None, passphrase_file: Some("/nowhere/at/all".into()) };
+        assert!(matches!(nowhere.read(), Err(NoPassphrase::Unreadable { from, .. }) if from == "/nowhere/at/all"));
+        let closed = PassphraseSource { passphrase_fd: Some(987_654), passphrase_file: None };
+        assert!(matches!(closed.read(), Err(NoPassphrase::Unreadable { from, .. }) if from.contains("987654")));
+    }
+}

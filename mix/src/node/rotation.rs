@@ -1,0 +1,583 @@
+//! The service that makes packet keys ahead of time, puts them into use, and erases them, while the node runs (dir-spec 6).
+//!
+//! A key opens packets from its Valid-After on, as in the reference, until it is erased: when Valid-Until and the overlap
+//! are past. A key that has begun is not put away when the clock goes back. What happens to the files is `keys`', what is
+//! said about them `describe`'s.
+//!
+//! The way out of a key: the workers lose it; when none has it in hand any more, its file is erased; then what is
+//! remembered of its packets. Each step rests on the one before: while anybody could open packets with it, they are
+//! remembered. What a crash leaves of the last step is taken up at the next start.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use super::clock::World;
+use super::config::NodeConfig;
+use super::describe::{self, Descriptors};
+use super::durable;
+use super::incoming::PacketKeys;
+use super::keys::{CLOCK_MARGIN, DatedKey, KeyPlan, Keyring};
+use super::network::describe as in_one_line;
+use super::start::NodeError;
+use crate::crypto::Digest;
+use crate::crypto::pk::PacketKey;
+use crate::store::{Db, StoreError, replay};
+
+/// The longest time between two looks at the clock: it may be set at any moment.
+const CHECK: Duration = Duration::from_secs(60);
+/// How often to look whether the workers have let go of a key. A batch takes a fraction of a second.
+const LETTING_GO: Duration = Duration::from_millis(20);
+/// Packets forgotten in one step.
+const FORGOTTEN_AT_ONCE: usize = 4096;
+/// A clock is steady when it has gone with the time that passes for so long.
+const STEADY_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// By how much a clock may be corrected between two looks and still be steady.
+const STEADY: Duration = Duration::from_secs(600);
+
+/// The keyring, shared with whoever checks new settings.
+pub(super) type SharedKeyring = Arc<Mutex<Keyring>>;
+
+/// A lock whose last holder panicked is as good as any: what is on disk is whole, and the keyring changes last.
+pub(super) fn held(keyring: &SharedKeyring) -> MutexGuard<'_, Keyring> {
+    keyring.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the clock can be believed.
+#[derive(Debug)]
+struct Steadiness {
+    last: (SystemTime, Instant),
+    since: Instant,
+}
+
+impl Steadiness {
+    fn new(now: SystemTime) -> Self {
+        let instant = Instant::now();
+        Self { last: (now, instant), since: instant }
+    }
+
+    /// Whether the clock, which shows `now`, has gone evenly for long enough.
+    fn look(&mut self, now: SystemTime) -> bool {
+        let instant = Instant::now();
+        let (before, at) = self.last;
+        let expected = before + (instant - at);
+        let off = now.duration_since(expected).unwrap_or_else(|early| early.duration());
+        if off > STEADY {
+            self.since = instant;
+        }
+        self.last = (now, instant);
+        instant - self.since >= STEADY_AFTER
+    }
+}
+
+/// The service.
+pub(super) struct Rotation {
+    pub(super) keyring: SharedKeyring,
+    /// What the workers open packets with.
+    pub(super) live: PacketKeys,
+    pub(super) db: Db,
+    /// The settings in force.
+    pub(super) config: watch::Receiver<Arc<NodeConfig>>,
+    /// Where the node listens.
+    pub(super) port: u16,
+    /// What the node says of itself.
+    pub(super) descriptors: watch::Sender<Arc<Descriptors>>,
+    pub(super) world: World,
+    pub(super) stop: CancellationToken,
+    state: State,
+}
+
+/// What the service knows beside what it was given.
+struct State {
+    clock: Steadiness,
+    /// Keys that have been in use.
+    begun: BTreeSet<Digest>,
+    /// Keys that are gone, of which packets are remembered.
+    to_forget: Vec<Digest>,
+    /// What the descriptors were made of.
+    said: Option<Said>,
+}
+
+/// What descriptors are made of: while it stays the same, so do they.
+#[derive(PartialEq)]
+struct Said {
+    config: Arc<NodeConfig>,
+    /// Each key, and whether it has begun and expired.
+    keys: Vec<(Digest, bool, bool)>,
+}
+
+/// What a service of keys is made of.
+pub(super) struct Office {
+    pub(super) keyring: Keyring,
+    pub(super) db: Db,
+    pub(super) config: watch::Receiver<Arc<NodeConfig>>,
+    pub(super) port: u16,
+    pub(super) world: World,
+    pub(super) stop: CancellationToken,
+}
+
+impl Rotation {
+    /// Makes the keys that are missing, and the descriptors; nothing is erased yet.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub(super) fn start(office: Office) -> Result<Self, NodeError> {
+        let Office { mut keyring, db, config, port, world, stop } = office;
+        let now = world.now();
+        let settings = Arc::clone(&config.borrow());
+        keyring.make_ahead(&KeyPlan::new(&settings.keys)?, now, &mut world.dice())?;
+        let descriptors = describe::describe(&settings, port, &keyring, now, &mut world.dice())?;
+        let known: BTreeSet<_> = keyring.packet_keys().iter().map(|key| key.id()).collect();
+        let to_forget = db.read(replay::packet_keys)?.into_iter().filter(|key| !known.contains(key)).collect();
+        let mut state = State { clock: Steadiness::new(now), begun: BTreeSet::new(), to_forget, said: None };
+        let live = loaded(&in_use(&keyring, &mut state.begun, now), &[])?;
+        Ok(Self {
+            keyring: Arc::new(Mutex::new(keyring)),
+            live: Arc::new(tokio::sync::RwLock::new(live)),
+            db,
+            config,
+            port,
+            descriptors: watch::channel(Arc::new(descriptors)).0,
+            world,
+            stop,
+            state,
+        })
+    }
+
+    /// Looks after the keys until stopped.
+    pub(super) async fn run(mut self) {
+        let stop = self.stop.clone();
+        let mut failing = false;
+        loop {
+            match stop.run_until_cancelled(self.look()).await {
+                None => return,
+                Some(Ok(())) => failing = false,
+                Some(Err(e)) => {
+                    if !std::mem::replace(&mut failing, true) {
+                        error!(error = %in_one_line(&e), "the keys cannot be looked after; trying again");
+                    }
+                }
+            }
+            tokio::select! {
+                () = sleep(self.until_next()) => {}
+                changed = self.config.changed() => if changed.is_err() { return },
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Does all that is to be done at this time.
+    ///
+    /// # Errors
+    /// What could not be done; the rest is. It is tried again at the next look.
+    pub(super) async fn look(&mut self) -> Result<(), NodeError> {
+        let now = self.world.now();
+        let steady = self.state.clock.look(now);
+        let config = Arc::clone(&self.config.borrow_and_update());
+        let plan = KeyPlan::new(&config.keys)?;
+        let made = self.make_ahead(plan, now).await;
+        self.put_into_use(now).await?;
+        let erased = self.erase(plan, now, steady).await;
+        let forgotten = self.forget().await;
+        let described = self.describe(config, now).await;
+        made.and(erased).and(forgotten).and(described)
+    }
+
+    async fn make_ahead(&self, plan: KeyPlan, now: SystemTime) -> Result<(), NodeError> {
+        let world = self.world.clone();
+        let made = self.in_office(move |keyring| keyring.make_ahead(&plan, now, &mut world.dice())).await??;
+        if made > 0 {
+            info!(keys = made, "packet keys made ahead");
+        }
+        Ok(())
+    }
+
+    /// Lets the workers have what opens packets now.
+    async fn put_into_use(&mut self, now: SystemTime) -> Result<(), NodeError> {
+        let keys = in_use(&held(&self.keyring), &mut self.state.begun, now);
+        let current = self.live.read().await.clone();
+        if ids(&current) != keys.iter().map(|key| key.id()).collect::<Vec<_>>() {
+            let keys = loaded(&keys, &current)?;
+            drop(current);
+            *self.live.write().await = keys;
+            info!("another packet key is in use");
+        }
+        Ok(())
+    }
+
+    async fn erase(&mut self, plan: KeyPlan, now: SystemTime, steady: bool) -> Result<(), NodeError> {
+        let over = |key: &&Arc<DatedKey>| plan.is_over(key, now, steady);
+        let over: Vec<Digest> = held(&self.keyring).packet_keys().iter().filter(over).map(|key| key.id()).collect();
+        for id in over {
+            self.take_from_workers(id).await;
+            self.in_office(move |keyring| keyring.erase(&id)).await??;
+            self.state.begun.remove(&id);
+            self.state.to_forget.push(id);
+            info!("a packet key whose time was over is erased");
+        }
+        Ok(())
+    }
+
+    /// Returns when no worker has the key any more: what it was opening is written, its replay entries too.
+    async fn take_from_workers(&self, id: Digest) {
+        let mut live = self.live.write().await;
+        let (taken, left): (Vec<_>, _) = live.drain(..).partition(|key| key.id() == id);
+        *live = left;
+        drop(live);
+        // Only what the workers hold keeps it alive from here on.
+        let taken: Vec<_> = taken.into_iter().map(|key| Arc::downgrade(&key)).collect();
+        while taken.iter().any(|key| key.strong_count() > 0) {
+            sleep(LETTING_GO).await;
+        }
+    }
+
+    async fn forget(&mut self) -> Result<(), NodeError> {
+        while let Some(&id) = self.state.to_forget.last() {
+            let step = move |tx: &crate::store::Tx<'_>| replay::forget_some(tx, &id, FORGOTTEN_AT_ONCE);
+            if durable::write(&self.db, step).await? < FORGOTTEN_AT_ONCE {
+                self.state.to_forget.pop();
+                durable::wipe(&self.db).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn describe(&mut self, config: Arc<NodeConfig>, now: SystemTime) -> Result<(), NodeError> {
+        let state = |key: &Arc<DatedKey>| (key.id(), key.valid_after <= now, key.valid_until <= now);
+        let keys = held(&self.keyring).packet_keys().iter().map(state).collect();
+        let said = Said { config: Arc::clone(&config), keys };
+        let ahead = |stated: &describe::Stated| stated.descriptor.check_published(now).is_err();
+        if self.state.said.as_ref() == Some(&said) && !self.descriptors.borrow().all.iter().any(ahead) {
+            return Ok(());
+        }
+        let (world, port) = (self.world.clone(), self.port);
+        let described =
+            self.in_office(move |keyring| describe::describe(&config, port, keyring, now, &mut world.dice())).await??;
+        self.descriptors.send_if_modified(|known| {
+            let news = **known != described;
+            if news {
+                *known = Arc::new(described);
+            }
+            news
+        });
+        self.state.said = Some(said);
+        Ok(())
+    }
+
+    /// Works with the keyring where it may wait for the disk and for RSA.
+    async fn in_office<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Keyring) -> T + Send + 'static,
+    ) -> Result<T, NodeError> {
+        let keyring = Arc::clone(&self.keyring);
+        let done = spawn_blocking(move || work(&mut held(&keyring))).await;
+        // Only when the process ends, or the work panicked.
+        done.map_err(|_| NodeError::Store(StoreError::Closed))
+    }
+
+    /// How long until something is to be done: exactly, since clients use a new key from its first second on.
+    fn until_next(&self) -> Duration {
+        let now = self.world.now();
+        let plan = KeyPlan::new(&self.config.borrow().keys).ok();
+        let keyring = held(&self.keyring);
+        let times = keyring.packet_keys().iter().flat_map(|key| {
+            let ends = plan.map(|plan| plan.opens_until(key));
+            [Some(key.valid_after), ends, ends.map(|ends| ends + CLOCK_MARGIN)]
+        });
+        let until = times.flatten().filter_map(|time| time.duration_since(now).ok()).filter(|until| !until.is_zero());
+        until.min().unwrap_or(CHECK).min(CHECK)
+    }
+}
+
+/// The keys that open packets: those that have begun. The newest first, since most packets are for that.
+fn in_use(keyring: &Keyring, begun: &mut BTreeSet<Digest>, now: SystemTime) -> Vec<Arc<DatedKey>> {
+    begun.extend(keyring.packet_keys().iter().filter(|key| key.valid_after <= now).map(|key| key.id()));
+    keyring.packet_keys().iter().rev().filter(|key| begun.contains(&key.id())).cloned().collect()
+}
+
+fn ids(keys: &[Arc<PacketKey>]) -> Vec<Digest> {
+    keys.iter().map(|key| key.id()).collect()
+}
+
+/// Loads what is not loaded yet.
+fn loaded(keys: &[Arc<DatedKey>], before: &[Arc<PacketKey>]) -> Result<Vec<Arc<PacketKey>>, NodeError> {
+    let load = |dated: &Arc<DatedKey>| {
+        let id = dated.id();
+        let known = before.iter().find(|key| key.id() == id).map(Arc::clone);
+        known.map_or_else(|| PacketKey::new(&dated.key).map(Arc::new).map_err(NodeError::from), Ok)
+    };
+    keys.iter().map(load).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::crypto::pk::{PACKET_KEY_LEN, PublicKey};
+    use crate::node::config::KeysConfig;
+    use crate::store::NODE_SCHEMAS;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    fn day(days: u32) -> SystemTime {
+        SystemTime::UNIX_EPOCH + 20_000 * DAY + days * DAY
+    }
+
+    /// A node without its network, whose clock is set by the test.
+    struct Mix {
+        home: tempfile::TempDir,
+        clock: Arc<Mutex<SystemTime>>,
+        rotation: Rotation,
+    }
+
+    fn office(home: &tempfile::TempDir, world: World) -> (Office, watch::Sender<Arc<NodeConfig>>) {
+        let plan = KeyPlan::new(&KeysConfig::default()).unwrap();
+        let keyring = Keyring::open(&home.path().join("keys"), &plan, None, &mut world.dice()).unwrap();
+        let db = Db::open(&home.path().join("node.db"), &NODE_SCHEMAS).unwrap();
+        let config = NodeConfig { nickname: "Alice".into(), home: home.path().into(), ..NodeConfig::default() };
+        let (settings, config) = watch::channel(Arc::new(config));
+        (Office { keyring, db, config, port: 48099, world, stop: CancellationToken::new() }, settings)
+    }
+
+    fn started(home: tempfile::TempDir, now: SystemTime) -> Mix {
+        let clock = Arc::new(Mutex::new(now));
+        let shown = Arc::clone(&clock);
+        let real = World::real();
+        let world = World::new(move || *shown.lock().unwrap(), move || real.dice());
+        let rotation = Rotation::start(office(&home, world).0).unwrap();
+        Mix { home, clock, rotation }
+    }
+
+    fn private() -> tempfile::TempDir {
+        let permissions = fs::Permissions::from_mode(0o700);
+        tempfile::Builder::new().permissions(permissions).tempdir().unwrap()
+    }
+
+    impl Mix {
+        fn now(&self) -> SystemTime {
+            *self.clock.lock().unwrap()
+        }
+
+        /// Lets time pass, on the clock and on the wall.
+        async fn pass(&self, time: Duration) {
+            *self.clock.lock().unwrap() += time;
+            advance(time).await;
+        }
+
+        async fn live(&self) -> Vec<Arc<PacketKey>> {
+            self.rotation.live.read().await.clone()
+        }
+
+        fn keys(&self) -> Vec<Arc<DatedKey>> {
+            held(&self.rotation.keyring).packet_keys().to_vec()
+        }
+
+        /// A packet that came under this key.
+        fn remember(&self, key: &Digest, packet: u32) {
+            let (key, hash) = (*key, crate::crypto::sha1(&[&packet.to_be_bytes()]));
+            self.rotation.db.write(move |tx| replay::remember(tx, &key, &hash)).unwrap();
+        }
+
+        fn remembered(&self, key: &Digest) -> u64 {
+            self.rotation.db.read(|view| replay::count(view, key)).unwrap()
+        }
+
+        /// The program ends here and starts again.
+        fn restarted(self) -> Self {
+            let Self { home, rotation, .. } = self;
+            let now = rotation.world.now();
+            rotation.db.close();
+            started(home, now)
+        }
+
+        fn in_home(&self) -> String {
+            fs::read_to_string(self.home.path().join("descriptor")).unwrap()
+        }
+    }
+
+    fn opens(key: &PacketKey, public: &PublicKey) -> bool {
+        let block = public.encrypt(b"subheader", &mut rand::rng()).unwrap();
+        let block: [u8; PACKET_KEY_LEN] = block.try_into().unwrap();
+        key.decrypt(&block).is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_sixty_days_at_each_hour_exactly_the_right_keys_open_packets() {
+        let mut mix = started(private(), day(0) + DAY / 2);
+        let mut seen: BTreeMap<SystemTime, Arc<DatedKey>> = BTreeMap::new();
+        let mut last = Vec::new();
+        for hour in 0..60 * 24 {
+            mix.rotation.look().await.unwrap();
+            let now = mix.now();
+            for key in mix.keys() {
+                seen.entry(key.valid_after).or_insert(key);
+            }
+            let right = |key: &&Arc<DatedKey>| key.valid_after <= now && now < key.valid_until + DAY;
+            let right: Vec<_> = seen.values().rev().filter(right).map(|key| key.id()).collect();
+            let live = mix.live().await;
+            assert_eq!(ids(&live), right, "hour {hour}");
+            if last != right {
+                for dated in seen.values() {
+                    let opened = live.iter().any(|key| opens(key, &dated.key.public_key()));
+                    assert_eq!(opened, right.contains(&dated.id()), "hour {hour}");
+                }
+            }
+            // Two weeks ahead all is made and said.
+            let descriptors = Arc::clone(&mix.rotation.descriptors.borrow());
+            assert!(descriptors.all.iter().any(|stated| stated.descriptor.is_valid_at(now + 14 * DAY)), "hour {hour}");
+            let valid = descriptors.all.iter().filter(|stated| stated.descriptor.is_valid_at(now));
+            assert_eq!(Some(&descriptors.current), valid.map(|stated| &stated.descriptor).last(), "hour {hour}");
+            assert!(
+                descriptors.current.is_valid_during(now, now + 14 * DAY),
+                "reply blocks live for a week, hour {hour}"
+            );
+            assert_eq!(mix.in_home(), descriptors.current.text(), "hour {hour}");
+            for key in &right {
+                mix.remember(key, hour);
+            }
+            last = right;
+            mix.pass(HOUR).await;
+        }
+        let begins: Vec<_> =
+            seen.keys().map(|begins| begins.duration_since(day(0)).unwrap().as_secs() / 86_400).collect();
+        assert_eq!(begins, [0, 15, 30, 45, 60]);
+        let there: Vec<_> = mix.keys().iter().map(|key| key.id()).collect();
+        for dated in seen.values() {
+            let (erased, file) = (!there.contains(&dated.id()), dated.descriptor_file());
+            assert_eq!(file.exists(), !erased);
+            assert_eq!(file.with_extension("key").exists(), !erased);
+            assert!(!erased || mix.remembered(&dated.id()) == 0);
+        }
+        assert_eq!(seen.len() - there.len(), 2, "the first two are over");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clock_that_jumps_two_days_ahead_and_back_costs_no_key() {
+        let mut mix = started(private(), day(0));
+        for _ in 0..29 {
+            mix.pass(DAY).await;
+            mix.rotation.look().await.unwrap();
+        }
+        let before = ids(&mix.live().await);
+        let first = mix.keys()[0].id();
+        mix.remember(&first, 1);
+        *mix.clock.lock().unwrap() += 2 * DAY;
+        for _ in 0..12 {
+            mix.rotation.look().await.unwrap();
+            assert!(ids(&mix.live().await).contains(&first), "it still opens packets");
+            mix.pass(HOUR).await;
+        }
+        *mix.clock.lock().unwrap() -= 2 * DAY;
+        mix.rotation.look().await.unwrap();
+        assert!(before.iter().all(|key| mix.keys().iter().any(|there| there.id() == *key)));
+        assert_eq!(mix.remembered(&first), 1);
+        // And when the clock has been steady for a day, the key goes in time.
+        mix.pass(DAY + DAY / 2 - HOUR).await;
+        mix.rotation.look().await.unwrap();
+        assert!(mix.keys().iter().any(|key| key.id() == first));
+        mix.pass(HOUR).await;
+        mix.rotation.look().await.unwrap();
+        assert!(mix.keys().iter().all(|key| key.id() != first));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clock_that_jumps_two_days_back_puts_no_key_away_and_leaves_none_missing() {
+        let mut mix = started(private(), day(1));
+        mix.pass(15 * DAY + HOUR).await;
+        mix.rotation.look().await.unwrap();
+        let both = ids(&mix.live().await);
+        assert_eq!(both.len(), 2, "the second has begun");
+        *mix.clock.lock().unwrap() -= 2 * DAY;
+        mix.rotation.look().await.unwrap();
+        assert_eq!(ids(&mix.live().await), both);
+        let current = Arc::clone(&mix.rotation.descriptors.borrow().current);
+        assert!(current.is_valid_at(mix.now()) && current.check_published(mix.now()).is_ok());
+        // On the first day of a node.
+        let mut young = started(private(), day(0));
+        young.rotation.look().await.unwrap();
+        *young.clock.lock().unwrap() -= 2 * DAY;
+        young.rotation.look().await.unwrap();
+        assert_eq!(young.live().await.len(), 2);
+        assert!(young.rotation.descriptors.borrow().current.is_valid_at(young.now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn key_goes_only_when_no_worker_has_it_in_hand_and_its_packets_are_forgotten_after() {
+        let mut mix = started(private(), day(0));
+        mix.pass(33 * DAY).await;
+        let first = mix.keys()[0].clone();
+        mix.remember(&first.id(), 1);
+        let in_hand = mix.live().await;
+        let file = first.descriptor_file().with_extension("key");
+        let mut look = Box::pin(mix.rotation.look());
+        // The look waits as long as a worker has the key in hand.
+        assert!(tokio::time::timeout(Duration::from_secs(10), &mut look).await.is_err());
+        assert!(file.exists());
+        drop(in_hand);
+        look.await.unwrap();
+        assert!(!file.exists());
+        assert_eq!(mix.remembered(&first.id()), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn kill_between_key_and_replay_entries_leaves_what_the_next_start_clears() {
+        let mut mix = started(private(), day(0));
+        mix.pass(20 * DAY).await;
+        mix.rotation.look().await.unwrap();
+        let keys = mix.keys();
+        let [first, second, ..] = &keys[..] else { panic!("two keys") };
+        (0..3).for_each(|packet| mix.remember(&first.id(), packet));
+        mix.remember(&second.id(), 1);
+        // Before the first step: all is as it was.
+        let mix = mix.restarted();
+        assert_eq!((mix.remembered(&first.id()), mix.keys()[0].id()), (3, first.id()));
+        // After the first step.
+        held(&mix.rotation.keyring).erase(&first.id()).unwrap();
+        let mut mix = mix.restarted();
+        assert!(mix.live().await.iter().all(|key| key.id() != first.id()), "nobody opens packets with it");
+        assert_eq!(mix.remembered(&first.id()), 3);
+        mix.rotation.look().await.unwrap();
+        assert_eq!((mix.remembered(&first.id()), mix.remembered(&second.id())), (0, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn service_puts_a_key_into_use_in_the_first_second_of_its_time() {
+        let home = private();
+        let (start, real) = (Instant::now(), World::real());
+        let world = World::new(move || day(0) + DAY / 3 + start.elapsed(), move || real.dice());
+        let (office, settings) = office(&home, world.clone());
+        let stop = office.stop.clone();
+        let rotation = Rotation::start(office).unwrap();
+        let (live, mut descriptors) = (Arc::clone(&rotation.live), rotation.descriptors.subscribe());
+        let service = tokio::spawn(rotation.run());
+        // Two weeks before, it is there and not in use.
+        descriptors.changed().await.unwrap();
+        let second = descriptors.borrow_and_update().all[1].descriptor.clone();
+        assert_eq!(second.valid_after(), day(15));
+        let id = Digest(second.packet_key().key_id().0);
+        assert!(world.now() < day(1) + 2 * CHECK);
+        assert_eq!(live.read().await.len(), 1);
+        sleep(day(15).duration_since(world.now()).unwrap() + Duration::from_secs(1)).await;
+        assert_eq!(ids(&live.read().await).first(), Some(&id), "the newest first");
+        // Settings that change are stated at once.
+        let changed = NodeConfig { contact: "alice@example.org".into(), ..NodeConfig::clone(&settings.borrow()) };
+        descriptors.borrow_and_update();
+        settings.send_replace(Arc::new(changed));
+        descriptors.changed().await.unwrap();
+        assert!(descriptors.borrow().current.text().contains("Contact: alice@example.org"));
+        stop.cancel();
+        service.await.unwrap();
+    }
+}
