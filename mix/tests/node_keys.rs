@@ -18,6 +18,7 @@ use mix::node::directory::{DirectoryConfig, DirectoryServer, Running};
 use mix::node::keys::{InvalidKeys, KeyError};
 use mix::node::publish::Published;
 use mix::node::{Counters, Node, NodeError, Parts, RunningNode, World};
+use mix::store::StoreError;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -236,4 +237,17 @@ async fn sealed_keys_need_their_passphrase_and_settings_that_make_no_sense_are_n
     let refused = house.node(&config, None).await.err().unwrap();
     assert!(matches!(refused, NodeError::KeyPlan(InvalidKeys::Overlap)) && refused.is_configuration());
     assert!(refused.to_string().starts_with("node.keys.overlap"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn second_process_is_refused_before_it_touches_the_keys_of_the_first() {
+    let house = House::new().await;
+    let config = house.config();
+    let up = house.node(&config, None).await.unwrap();
+    let half_written = house.home().join("keys/packet-2030-01-01-2030-01-31.key.new");
+    std::fs::write(&half_written, "half a key").unwrap();
+    let refused = house.node(&config, None).await.err().unwrap();
+    assert!(matches!(refused, NodeError::Store(StoreError::Locked { .. })), "{refused:?}");
+    assert_eq!(text_of(&half_written), "half a key");
+    up.ended().await;
 }

@@ -216,7 +216,7 @@ fn keys_are_sealed_when_the_setting_comes() {
 
 /// Runs the command of its arguments on a terminal of its own, and types what is asked for.
 const TERMINAL: &str = r#"
-import os, pty, sys
+import os, pty, sys, termios, time
 answers = sys.argv[1].split(",")
 pid, terminal = pty.fork()
 if pid == 0:
@@ -230,7 +230,11 @@ while True:
     if not piece:
         break
     shown += piece
+    # Nobody types before the question is there; the echo goes off a moment after.
     if answers and (shown.endswith(b"keys: ") or shown.endswith(b"more: ")):
+        patience = time.monotonic() + 60
+        while termios.tcgetattr(terminal)[3] & termios.ECHO and time.monotonic() < patience:
+            time.sleep(0.01)
         os.write(terminal, answers.pop(0).encode() + b"\n")
 sys.stdout.buffer.write(shown)
 _, status = os.waitpid(pid, 0)

@@ -437,8 +437,8 @@ mod tests {
             // Two weeks ahead all is made and said.
             let descriptors = Arc::clone(&mix.rotation.descriptors.borrow());
             assert!(descriptors.all.iter().any(|stated| stated.descriptor.is_valid_at(now + 14 * DAY)), "hour {hour}");
-            let valid = descriptors.all.iter().filter(|stated| stated.descriptor.is_valid_at(now));
-            assert_eq!(Some(&descriptors.current), valid.map(|stated| &stated.descriptor).last(), "hour {hour}");
+            let newest = descriptors.all.iter().rfind(|stated| stated.descriptor.is_valid_at(now)).unwrap();
+            assert_eq!(descriptors.current, newest.descriptor, "hour {hour}");
             assert!(
                 descriptors.current.is_valid_during(now, now + 14 * DAY),
                 "reply blocks live for a week, hour {hour}"

@@ -249,9 +249,10 @@ impl Node {
             (sealed, passphrase) => passphrase.filter(|_| sealed),
         };
         let mut dice = world.dice();
+        // The lock first: whoever finishes what a crash left of the keys must be the only one at them.
+        let db = Db::open(&config.home.join("node.db"), &NODE_SCHEMAS)?;
         let keyring = Keyring::open(&config.home.join("keys"), &plan, passphrase, &mut dice)?;
         let identity = keyring.identity().clone();
-        let db = Db::open(&config.home.join("node.db"), &NODE_SCHEMAS)?;
 
         let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, &identity)).transpose()?;
         let mbox = match (config.mbox.enabled, mailboxes) {
