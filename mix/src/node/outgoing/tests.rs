@@ -229,8 +229,9 @@ async fn jumps_of_the_clock_neither_drop_a_packet_nor_hasten_or_delay_a_try() {
         assert_eq!(bench.counts().expired, 0, "before attempt {attempt}");
         assert_eq!(bench.waiting(), 5);
         bench.skew.store(jump, Ordering::Relaxed);
-        bench.fire();
-        bench.until("an attempt with each batch", |bench| bench.counts().unreachable == attempt).await;
+        // A batch that leaves while the attempt before it is still being noted is not waited for.
+        let tried = |bench: &Bench| bench.counts().unreachable == attempt || (bench.fire(), false).1;
+        bench.until("an attempt with one of the next batches", tried).await;
     }
     bench.until("the end of the schedule", |bench| bench.counts().expired == 5).await;
     assert_eq!((bench.waiting(), bench.counts().unreachable), (0, 4));
