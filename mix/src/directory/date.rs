@@ -114,10 +114,24 @@ mod tests {
         assert_eq!(parse_time("2026-11-20 10:11:12.2500"), Some(at(1_795_169_472) + Duration::from_millis(250)));
         assert_eq!(format_time(at(1_795_169_472)), Some("2026-11-20 10:11:12".to_owned()));
         let refused =
-            ["2026-11-20", "2026-11-20 24:00:00", "2026-11-20 10:11", "2026-11-20 10:11:12.", "2026-11-20 10:11:61"];
+            ["2026-11-20", "2026-11-20 24:00:00", "2026-11-20 10:11", "2026-11-20 10:11:12.", "2026-11-20 10:11:62"];
         for text in refused {
             assert_eq!(parse_time(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn the_last_day_of_the_calendar_is_a_day() {
+        assert_eq!(parse_date("9999-12-31"), Some(at(253_402_214_400)));
+        assert_eq!(format_date(at(253_402_214_400 + 86_399)), Some("9999-12-31".to_owned()));
+        assert_eq!(format_date(at(253_402_214_400 + 86_400)), None);
+        assert_eq!(parse_time("9999-12-31 23:59:59"), Some(at(253_402_214_400 + 86_399)));
+    }
+
+    #[test]
+    fn leap_seconds_belong_to_the_next_minute() {
+        assert_eq!(parse_time("2026-11-20 10:11:60"), Some(at(1_795_169_520)));
+        assert_eq!(parse_time("2026-11-20 23:59:61"), Some(at(1_795_132_800 + 86_401)));
     }
 
     #[test]

@@ -285,14 +285,23 @@ mod tests {
         assert_eq!(refused("[A]\nK: v\n  "), InvalidInfo::EmptyLine { line: 3 });
         assert_eq!(refused("[A]\n# remark\n"), InvalidInfo::EmptyLine { line: 2 });
         assert_eq!(refused("\n"), InvalidInfo::EmptyLine { line: 1 });
-        assert_eq!(refused("[A] tail\n"), InvalidInfo::SectionHeader { line: 1 });
+        assert_eq!(refused("[A\n"), InvalidInfo::SectionHeader { line: 1 });
+        assert_eq!(refused("[A B]\n"), InvalidInfo::SectionHeader { line: 1 });
         assert_eq!(refused("[]\n"), InvalidInfo::SectionHeader { line: 1 });
         assert_eq!(refused("[A]\nno colon\n"), InvalidInfo::Entry { line: 2 });
         assert_eq!(refused("[A]\n: v\n"), InvalidInfo::Entry { line: 2 });
-        assert_eq!(refused("[A]\nK : v\n"), InvalidInfo::Entry { line: 2 });
         assert_eq!(refused("K: v\n"), InvalidInfo::NoSection { line: 1 });
         assert_eq!(refused("[A]\nK: \u{e4}\n"), InvalidInfo::Character { line: 2 });
         assert_eq!(refused("[A]\nK: \u{b}\n"), InvalidInfo::Character { line: 2 });
+    }
+
+    #[test]
+    fn blanks_within_brackets_or_before_the_colon_and_a_tail_behind_the_bracket_mean_nothing() {
+        let document = Document::read("[ A\t] tail\nKey : v\nTwo words: w\n[B[:]]\n", &LIMITS).unwrap();
+        let sections = document.sections().unwrap();
+        let names: Vec<_> = sections.iter().map(|section| section.name).collect();
+        let keys: Vec<_> = sections[0].entries.iter().map(|entry| (entry.key, entry.value)).collect();
+        assert_eq!((&names[..], &keys[..]), (&["A", "B[:"][..], &[("Key", "v"), ("Two words", "w")][..]));
     }
 
     #[test]

@@ -314,6 +314,45 @@ fn one_malformed_descriptor_is_left_out_and_one_forged_spoils_all() {
     assert!(matches!(forged, InvalidDirectory::Descriptor { why: InvalidDescriptor::Digest, .. }), "{forged:?}");
 }
 
+/// A directory of Alice and Bob whose text was changed before it was signed.
+fn changed_directory(from: &str, to: &str) -> Result<Directory, InvalidDirectory> {
+    let body = directory_fields(vec![signed("Alice", 0, same), signed("Bob", 1, same)]).body().unwrap();
+    assert!(body.contains(from), "{from}");
+    let body = body.replacen(from, to, 1);
+    let signature = signed::Signature::make(&body, &KEYS[3], &mut rng(9)).unwrap();
+    Directory::parse(&(signature.text() + &body), &trust(&[3], 1), day(1))
+}
+
+#[test]
+fn a_directory_need_not_recommend_any_software() {
+    let section = "[Recommended-Software]\nMixminionClient: 0.0.7, 0.0.8alpha3\nMixminionServer: 0.0.8alpha3, 0.0.8rc2, 0.0.8\n";
+    let found = changed_directory(section, "").unwrap();
+    assert_eq!((found.client_versions(), found.server_versions(), found.descriptors().len()), (&[][..], &[][..], 2));
+    let twice = changed_directory(section, &section.repeat(2)).unwrap_err();
+    assert!(matches!(twice, InvalidDirectory::Entry(InvalidEntry::DuplicateSection { .. })), "{twice:?}");
+}
+
+#[test]
+fn a_recommended_name_that_is_no_nickname_is_left_out() {
+    let found = changed_directory("alice, bob", "alice, 9bad, under_score, ").unwrap();
+    assert_eq!(found.recommended().iter().map(Nickname::as_str).collect::<Vec<_>>(), ["alice"]);
+}
+
+#[test]
+fn a_descriptor_holds_up_to_and_with_the_midnight_that_ends_it() {
+    let descriptor = signed("Alice", 0, same);
+    let (last, after) = (day(30), day(30) + Duration::from_secs(1));
+    assert!(descriptor.is_valid_at(day(0)) && descriptor.is_valid_at(last) && !descriptor.is_valid_at(after));
+    assert!(!descriptor.is_expired_at(last) && descriptor.is_expired_at(after));
+}
+
+#[test]
+fn an_address_nobody_uses_may_stand_there_twice_but_must_be_one() {
+    assert!(changed("Hostname:", "IP: 192.0.2.1\nIP: 192.0.2.2\nHostname:").is_ok());
+    let odd = changed("Hostname:", "IP: 192.0.2.1\nIP: here\nHostname:");
+    assert!(matches!(odd, Err(InvalidDescriptor::Entry(InvalidEntry::Value { key: "IP", .. }))));
+}
+
 #[test]
 fn one_nickname_belongs_to_one_identity() {
     let conflict = |descriptors| {

@@ -427,6 +427,24 @@ mod tests {
     }
 
     #[test]
+    fn empty_text_still_has_a_line_of_its_own() {
+        let empty = ArmoredMessage::Text(Vec::new()).to_text();
+        assert_eq!(String::from_utf8(empty).unwrap(), armored("Message-type: plaintext\n", "\n"));
+    }
+
+    #[test]
+    fn headers_end_at_blanks_of_ascii_and_keep_their_values_whole() {
+        let one = |headers: &str| messages_from_text(armored(headers, "YWJj\n").as_bytes()).map(|found| found[0].item.clone());
+        let binary = ArmoredMessage::Binary(b"abc".to_vec());
+        assert_eq!(one("Message-type: binary\n \t\u{b}\u{c}\r\n"), Ok(binary.clone()));
+        assert_eq!(one("Message-type: binary\r\n"), Ok(binary.clone()));
+        assert_eq!(one("Comment: \u{a0}\nMessage-type: binary\n"), Ok(binary));
+        assert_eq!(one("\u{a0}\nMessage-type: binary\n"), Err(InvalidArmor::Header { kind: MESSAGE }));
+        assert_eq!(one("Message-type: binary \n"), Err(InvalidArmor::MessageType));
+        assert_eq!(one("Message-type: \n"), Err(InvalidArmor::Header { kind: MESSAGE }));
+    }
+
+    #[test]
     fn armour_of_others_without_an_end_does_not_hide_ours() {
         let text = format!("-----BEGIN PGP SIGNED MESSAGE-----\n\nhi\n{}", armored("", "hello\n"));
         assert_eq!(messages_from_text(text.as_bytes()).unwrap()[0].item, ArmoredMessage::Text(b"hello\n".to_vec()));

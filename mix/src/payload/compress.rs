@@ -117,6 +117,18 @@ mod tests {
     }
 
     #[test]
+    fn stream_that_is_cut_short_where_the_limit_is_is_corrupt() {
+        // Fifty octets come out of the stream before the last of it is read, and more after it.
+        let whole = compress(&[b"0123456789abcdefghijklmnopqrstuvwxyz".as_slice(), &[b'x'; 1000]].concat());
+        let cut = whole.get(..whole.len() - 4).unwrap();
+        let limits = (37..1036).filter(|limit| decompress(cut, *limit) == Err(InvalidCompression::Corrupt)).count();
+        assert!(limits > 900, "{limits}");
+        assert_eq!(decompress(cut, 10), Err(InvalidCompression::Overcompressed { limit: 10 }));
+        assert_eq!(decompress(&whole, 1035), Err(InvalidCompression::Overcompressed { limit: 1035 }));
+        assert_eq!(decompress(cut, 1036).map(|text| text.len()), Ok(1036));
+    }
+
+    #[test]
     fn octets_behind_the_stream_are_passed_over() {
         let compressed = [compress(b"text"), b"more".to_vec()].concat();
         assert_eq!(decompress(&compressed, 100), Ok(b"text".to_vec()));

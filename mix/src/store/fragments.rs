@@ -586,6 +586,16 @@ mod tests {
     }
 
     #[test]
+    fn fragment_of_a_complete_chunk_brings_nothing_down_whatever_it_holds() {
+        let (_folder, db) = fresh(&[SCHEMA]);
+        put(&db, "mark", "m", 0);
+        put(&db, "mark", "m", 1);
+        let result = db.write(move |tx| add(tx, "mark", &facts("m", 0), &data(9), hour(0), LIMIT)).unwrap();
+        assert_eq!(result, Addition::Unneeded);
+        assert_eq!(db.read(|view| list(view, "mark")).unwrap()[0].have, 2);
+    }
+
+    #[test]
     fn impossible_shapes_are_refused() {
         let (_folder, db) = fresh(&[SCHEMA]);
         let shapes =
