@@ -2,11 +2,9 @@
 //!
 //! A date means the midnight, UTC, with which it begins. This is the only file of the directory that knows a calendar.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use jiff::Timestamp;
 use jiff::civil::{Date, DateTime, Time};
-use jiff::tz::TimeZone;
 
 /// No date before this year is taken, as in the reference: times count from 1970.
 const FIRST_YEAR: i16 = 1970;
@@ -32,8 +30,10 @@ pub fn parse_time(text: &str) -> Option<SystemTime> {
     if parts.next().is_some() {
         return None;
     }
-    let time = Time::new(hour, minute, second, nanoseconds).ok()?;
-    instant(date(day, '-')?.to_datetime(time))
+    // Up to two leap seconds, as in the reference: they belong to the next minute.
+    let leap = u64::try_from(second - 59).unwrap_or(0);
+    let time = Time::new(hour, minute, second.min(59), nanoseconds).ok().filter(|_| leap <= 2)?;
+    instant(date(day, '-')?.to_datetime(time))?.checked_add(Duration::from_secs(leap))
 }
 
 /// Writes the day of `time` as `YYYY-MM-DD`; `None` past the year 9999.
@@ -70,14 +70,16 @@ fn number<T: std::str::FromStr>(text: &str, len: usize) -> Option<T> {
     digits.then(|| text.parse().ok()).flatten()
 }
 
+/// Civil times are counted from here. `jiff::Timestamp` would end a day before the calendar, to leave room for time zones.
+const EPOCH: DateTime = DateTime::constant(FIRST_YEAR, 1, 1, 0, 0, 0, 0);
+
 fn civil(time: SystemTime) -> Option<DateTime> {
-    let timestamp = Timestamp::try_from(time).ok()?;
-    Some(TimeZone::UTC.to_datetime(timestamp)).filter(|civil| civil.year() >= FIRST_YEAR)
+    let since_epoch = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    EPOCH.checked_add(since_epoch).ok()
 }
 
 fn instant(civil: DateTime) -> Option<SystemTime> {
-    let since_epoch = TimeZone::UTC.to_timestamp(civil).ok()?.duration_since(Timestamp::UNIX_EPOCH);
-    SystemTime::UNIX_EPOCH.checked_add(since_epoch.unsigned_abs())
+    SystemTime::UNIX_EPOCH.checked_add(civil.duration_since(EPOCH).unsigned_abs())
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::info::{Document, InvalidInfo, Limits, Section};
+use super::info::{Document, Entry, InvalidInfo, Limits, Section};
 use super::nickname::Nickname;
-use super::value::{self, InvalidEntry, any, maybe, required, words};
+use super::value::{self, InvalidEntry, InvalidValue, any, maybe, required, words};
 use crate::crypto::pk::{PACKET_KEY_LEN, PublicKey};
 use crate::crypto::{Digest, KeyId, sha1};
 use crate::packet::build::Hop;
@@ -216,7 +216,7 @@ impl Descriptor {
         self.server.valid_after
     }
 
-    /// The midnight up to which it holds.
+    /// The midnight up to which it holds, and with which it ends.
     pub fn valid_until(&self) -> SystemTime {
         self.server.valid_until
     }
@@ -328,7 +328,7 @@ impl Descriptor {
 
     /// Whether it holds at `when`.
     pub fn is_valid_at(&self, when: SystemTime) -> bool {
-        self.server.valid_after <= when && when < self.server.valid_until
+        self.server.valid_after <= when && when <= self.server.valid_until
     }
 
     /// Whether it holds all the time between the two.
@@ -338,7 +338,7 @@ impl Descriptor {
 
     /// Whether it holds no more at `when`.
     pub fn is_expired_at(&self, when: SystemTime) -> bool {
-        self.server.valid_until <= when
+        self.server.valid_until < when
     }
 
     /// Whether `others` leave it nothing to say: each moment of its lifetime is past, or within the lifetime of a
@@ -428,8 +428,8 @@ impl Incoming {
     fn read(section: &Section<'_>) -> Result<Self, InvalidDescriptor> {
         check_patterns(section)?;
         required(section, "Version", any)?;
-        // Neither of the two is used by anyone since 0.0.8, but what does not parse is refused there.
-        maybe(section, "IP", value::ipv4)?;
+        // Nobody uses it since 0.0.8, but what does not parse is refused there.
+        each(section, "IP", |address| value::ipv4(address).map(|_| ()))?;
         Ok(Self {
             host: required(section, "Hostname", value::host)?,
             port: required(section, "Port", value::port)?,
@@ -447,9 +447,17 @@ impl Outgoing {
 }
 
 fn check_patterns(section: &Section<'_>) -> Result<(), InvalidEntry> {
-    ["Allow", "Deny"].into_iter().try_for_each(|key| {
-        let refused = |line| move |why| InvalidEntry::Value { key, line, why };
-        section.all(key).try_for_each(|entry| value::address_pattern(entry.value).map_err(refused(entry.line)))
+    ["Allow", "Deny"].into_iter().try_for_each(|key| each(section, key, value::address_pattern))
+}
+
+/// Checks all entries of `key`, which may be there more than once.
+fn each(
+    section: &Section<'_>,
+    key: &'static str,
+    check: impl Fn(&str) -> Result<(), InvalidValue>,
+) -> Result<(), InvalidEntry> {
+    section.all(key).try_for_each(|Entry { value, line, .. }| {
+        check(value).map_err(|why| InvalidEntry::Value { key, line: *line, why })
     })
 }
 

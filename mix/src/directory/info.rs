@@ -1,7 +1,7 @@
 //! The text format of descriptors and directories: sections in brackets, lines of `Key: value` (dir-spec 2.1).
 //!
 //! Reads the grammar and nothing more: which sections and keys mean something is decided by `descriptor` and `signed`.
-//! Stricter than the reference, which takes text after a section's bracket and spaces within a key.
+//! As lax as the reference on blanks, since one odd line must not take a directory from everyone; writes no such line.
 
 use std::fmt::Write as _;
 
@@ -153,22 +153,28 @@ pub(super) fn sections(canonical: &str, first_line: usize) -> Result<Vec<Section
     for (index, text) in canonical.lines().enumerate() {
         let line = first_line + index;
         if text.starts_with('[') {
-            let name = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-            let name = name.filter(|name| is_identifier(name)).ok_or(InvalidInfo::SectionHeader { line })?;
+            let name = section_name(text).ok_or(InvalidInfo::SectionHeader { line })?;
             sections.push(Section { name, line, entries: Vec::new() });
         } else {
-            let (key, value) = text.split_once(':').ok_or(InvalidInfo::Entry { line })?;
-            if !is_identifier(key) {
-                return Err(InvalidInfo::Entry { line });
-            }
+            let entry = text.split_once(':').filter(|(key, _)| !key.is_empty());
+            let (key, value) = entry.ok_or(InvalidInfo::Entry { line })?;
             let section = sections.last_mut().ok_or(InvalidInfo::NoSection { line })?;
-            section.entries.push(Entry { key, value: value.trim_matches([' ', '\t']), line });
+            section.entries.push(Entry { key: key.trim_end_matches(BLANKS), value: value.trim_matches(BLANKS), line });
         }
     }
     Ok(sections)
 }
 
-/// One or more printing characters other than colon and brackets.
+const BLANKS: [char; 2] = [' ', '\t'];
+
+/// The word between the brackets. Blanks around it, and all that follows the first closing bracket, mean nothing, as in
+/// the reference.
+fn section_name(header: &str) -> Option<&str> {
+    let name = header.strip_prefix('[')?.split_once(']')?.0.trim_matches(BLANKS);
+    Some(name).filter(|name| !name.is_empty() && !name.contains(BLANKS))
+}
+
+/// One or more printing characters other than colon and brackets: what is written.
 fn is_identifier(word: &str) -> bool {
     !word.is_empty() && word.bytes().all(|c| c.is_ascii_graphic() && !b":[]".contains(&c))
 }

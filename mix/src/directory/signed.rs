@@ -489,25 +489,35 @@ fn head(sections: &[Section<'_>]) -> Result<Head, InvalidDirectory> {
     if required(info, "Version", any)? != VERSION {
         return Err(InvalidDirectory::Version);
     }
-    let software = section(sections, SOFTWARE)?;
-    let head = Head {
+    let (client_versions, server_versions) = software(sections)?;
+    Ok(Head {
         status: required(info, "Status", status)?,
         valid_after: required(info, "Valid-After", value::date)?,
         valid_until: required(info, "Valid-Until", value::date)?,
         recommended: required(info, "Recommended-Servers", nicknames)?,
         voters: voters(info)?,
-        client_versions: maybe(software, "MixminionClient", words)?.unwrap_or_default(),
-        server_versions: maybe(software, "MixminionServer", words)?.unwrap_or_default(),
-    };
-    Ok(head)
+        client_versions,
+        server_versions,
+    })
+}
+
+/// Versions of client and server that are up to date: none where the section is not there, which the reference allows.
+fn software(sections: &[Section<'_>]) -> Result<(Vec<String>, Vec<String>), InvalidDirectory> {
+    if !sections.iter().any(|section| section.name == SOFTWARE) {
+        return Ok(Default::default());
+    }
+    let software = section(sections, SOFTWARE)?;
+    let versions = |key| maybe(software, key, words).map(Option::unwrap_or_default);
+    Ok((versions("MixminionClient")?, versions("MixminionServer")?))
 }
 
 fn status(text: &str) -> Result<Status, InvalidValue> {
     [Status::Consensus, Status::Vote].into_iter().find(|status| status.word() == text).ok_or(InvalidValue::Word)
 }
 
+/// What is no nickname is nobody's, so it is left out: one odd word must not take the directory from everyone.
 fn nicknames(text: &str) -> Result<BTreeSet<Nickname>, InvalidValue> {
-    value::list(text).map(value::nickname).collect()
+    Ok(value::list(text).filter_map(|word| value::nickname(word).ok()).collect())
 }
 
 fn voters(info: &Section<'_>) -> Result<Vec<Voter>, InvalidEntry> {
@@ -547,15 +557,15 @@ fn old_head(sections: &[Section<'_>], now: SystemTime) -> Result<Head, InvalidDi
     if required(info, "Published", value::time)? > now + CLOCK_SKEW {
         return Err(InvalidDirectory::PublishedInFuture);
     }
-    let software = section(sections, SOFTWARE)?;
+    let (client_versions, server_versions) = software(sections)?;
     Ok(Head {
         status: Status::Consensus,
         valid_after: required(info, "Valid-After", value::date)?,
         valid_until: required(info, "Valid-Until", value::date)?,
         recommended: required(info, "Recommended-Servers", nicknames)?,
         voters: Vec::new(),
-        client_versions: maybe(software, "MixminionClient", words)?.unwrap_or_default(),
-        server_versions: maybe(software, "MixminionServer", words)?.unwrap_or_default(),
+        client_versions,
+        server_versions,
     })
 }
 

@@ -259,12 +259,13 @@ fn the_directory_gives_for_each_mix_the_newest_descriptor_in_force() {
     let found = directory(vec![bob.clone(), old.clone(), newer.clone()]);
     assert_eq!(found.descriptors().len(), 3);
     assert_eq!(found.live(day(1)), [newer.clone(), bob.clone()]);
-    assert_eq!(found.live(day(3)), std::slice::from_ref(&newer));
+    assert_eq!(found.live(day(3)), [newer.clone(), bob.clone()]);
+    assert_eq!(found.live(day(4)), std::slice::from_ref(&newer));
     assert_eq!(found.live(day(21)), std::slice::from_ref(&old));
     assert_eq!(found.live_during(day(1), day(25)), [old]);
     assert_eq!(found.by_nickname(&name("ALICE"), day(1)), Some(newer));
     assert_eq!(found.by_key_id(key_id(1), day(1)), Some(bob.clone()));
-    assert_eq!(found.by_key_id(key_id(1), day(3)), None);
+    assert_eq!(found.by_key_id(key_id(1), day(4)), None);
     assert!(found.is_recommended(&bob));
     assert_eq!(found.client_versions(), ["0.0.7", "0.0.8alpha3"]);
     assert_eq!(found.server_versions(), ["0.0.8alpha3", "0.0.8rc2", "0.0.8"]);
@@ -325,7 +326,8 @@ fn changed_directory(from: &str, to: &str) -> Result<Directory, InvalidDirectory
 
 #[test]
 fn a_directory_need_not_recommend_any_software() {
-    let section = "[Recommended-Software]\nMixminionClient: 0.0.7, 0.0.8alpha3\nMixminionServer: 0.0.8alpha3, 0.0.8rc2, 0.0.8\n";
+    let section =
+        "[Recommended-Software]\nMixminionClient: 0.0.7, 0.0.8alpha3\nMixminionServer: 0.0.8alpha3, 0.0.8rc2, 0.0.8\n";
     let found = changed_directory(section, "").unwrap();
     assert_eq!((found.client_versions(), found.server_versions(), found.descriptors().len()), (&[][..], &[][..], 2));
     let twice = changed_directory(section, &section.repeat(2)).unwrap_err();
@@ -334,7 +336,7 @@ fn a_directory_need_not_recommend_any_software() {
 
 #[test]
 fn a_recommended_name_that_is_no_nickname_is_left_out() {
-    let found = changed_directory("alice, bob", "alice, 9bad, under_score, ").unwrap();
+    let found = changed_directory("alice, bob", "alice, 9bad,, under_score").unwrap();
     assert_eq!(found.recommended().iter().map(Nickname::as_str).collect::<Vec<_>>(), ["alice"]);
 }
 

@@ -186,7 +186,7 @@ fn in_force(found: &BTreeMap<Digest, &Arc<Descriptor>>, valid_after: SystemTime)
     let all = || found.values().map(|descriptor| descriptor.as_ref());
     found
         .values()
-        .filter(|descriptor| !descriptor.is_expired_at(valid_after))
+        .filter(|descriptor| descriptor.valid_until() > valid_after)
         .filter(|descriptor| descriptor.valid_after() <= valid_after + MAX_WAIT)
         .filter(|descriptor| !descriptor.is_superseded_by(all(), valid_after))
         .map(|descriptor| Arc::clone(descriptor))

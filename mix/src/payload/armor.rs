@@ -151,17 +151,17 @@ impl ArmoredMessage {
     }
 
     fn from_block(block: &Block<'_>) -> Result<Self, InvalidArmor> {
-        let message_type = block.header("Message-type").unwrap_or("plaintext");
+        let message_type = block.header("Message-type").unwrap_or(b"plaintext");
         let handle = block.header("Decoding-handle").map(parse_handle).transpose()?;
-        if handle.is_some() && message_type != "encrypted" {
+        if handle.is_some() && message_type != b"encrypted" {
             return Err(InvalidArmor::UnexpectedHandle);
         }
         match message_type {
-            "plaintext" => Ok(Self::Text(dash_unescaped(block.body))),
-            "binary" => block.base64().map(Self::Binary),
-            "overcompressed" => block.base64().map(Self::Overcompressed),
-            "fragment" => block.base64().map(Self::Fragment),
-            "encrypted" => {
+            b"plaintext" => Ok(Self::Text(dash_unescaped(block.body))),
+            b"binary" => block.base64().map(Self::Binary),
+            b"overcompressed" => block.base64().map(Self::Overcompressed),
+            b"fragment" => block.base64().map(Self::Fragment),
+            b"encrypted" => {
                 let handle = handle.ok_or(InvalidArmor::MissingHandle)?;
                 Ok(Self::Encrypted { handle, payload: block.base64()? })
             }
@@ -209,7 +209,7 @@ pub fn surb_to_text(surb: &Surb) -> String {
 pub fn surbs_from_text(text: &[u8]) -> Result<Vec<Found<ArmoredSurb>>, InvalidArmor> {
     let found = |block: Block<'_>| {
         let surb = Surb::parse(&block.base64()?)?;
-        let known_version = block.header("Version") == Some(SURB_ARMOR_VERSION);
+        let known_version = block.header("Version") == Some(SURB_ARMOR_VERSION.as_bytes());
         Ok(Found { item: ArmoredSurb { surb, known_version }, range: block.range })
     };
     blocks(text, REPLY_BLOCK)?.into_iter().map(found).collect()
@@ -221,8 +221,8 @@ pub fn is_text(body: &[u8]) -> bool {
     body.iter().all(|octet| matches!(octet, b'\t' | b'\n' | 0x0b | b'\r' | 0x20..=0x7e | 0x80..=0xfe))
 }
 
-/// Names and values, in order.
-type Headers<'a> = Vec<(&'a str, &'a str)>;
+/// Names and values, in order. Octets: a comment may be of any character set.
+type Headers<'a> = Vec<(&'a [u8], &'a [u8])>;
 
 /// Headers and body between a BEGIN and an END line.
 struct Block<'a> {
@@ -234,8 +234,8 @@ struct Block<'a> {
 
 impl<'a> Block<'a> {
     /// The value of a header; of several the last, as in the reference.
-    fn header(&self, name: &str) -> Option<&'a str> {
-        self.headers.iter().rev().find(|(found, _)| *found == name).map(|(_, value)| *value)
+    fn header(&self, name: &str) -> Option<&'a [u8]> {
+        self.headers.iter().rev().find(|(found, _)| *found == name.as_bytes()).map(|(_, value)| *value)
     }
 
     fn base64(&self) -> Result<Vec<u8>, InvalidArmor> {
@@ -268,14 +268,16 @@ fn blocks<'a>(text: &'a [u8], kind: &'static str) -> Result<Vec<Block<'a>>, Inva
     if begun.is_some() { Err(InvalidArmor::NoEnd { kind }) } else { Ok(blocks) }
 }
 
-/// `-----BEGIN kind-----` and nothing but white space.
+/// `-----BEGIN kind-----` and nothing but spaces, tabs and a line end.
 fn is_boundary(line: &[u8], word: &str, kind: &str) -> bool {
     line.strip_prefix(b"-----")
         .and_then(|rest| rest.strip_prefix(word.as_bytes()))
         .and_then(|rest| rest.strip_prefix(b" "))
         .and_then(|rest| rest.strip_prefix(kind.as_bytes()))
         .and_then(|rest| rest.strip_prefix(b"-----"))
-        .is_some_and(|rest| rest.trim_ascii().is_empty())
+        .map(|rest| rest.strip_suffix(b"\n").unwrap_or(rest))
+        .map(|rest| rest.strip_suffix(b"\r").unwrap_or(rest))
+        .is_some_and(|rest| rest.iter().all(|octet| b" \t".contains(octet)))
 }
 
 /// The headers up to an empty line, and the body after it.
@@ -284,20 +286,27 @@ fn parse_inside<'a>(inside: &'a [u8], kind: &'static str) -> Result<(Headers<'a>
     let mut rest = inside;
     for line in inside.split_inclusive(|octet| *octet == b'\n') {
         rest = rest.get(line.len()..).unwrap_or_default();
-        let line = std::str::from_utf8(line).map_err(|_| InvalidArmor::Header { kind })?;
-        if line.trim().is_empty() {
+        if line.iter().all(is_blank) {
             break;
         }
-        let (name, value) = line.split_once(": ").ok_or(InvalidArmor::Header { kind })?;
-        if name.is_empty() || name.contains(|c: char| c == ':' || c.is_whitespace()) {
-            return Err(InvalidArmor::Header { kind });
-        }
-        headers.push((name, value.trim()));
+        headers.push(header(line).ok_or(InvalidArmor::Header { kind })?);
     }
     Ok((headers, rest))
 }
 
-fn parse_handle(value: &str) -> Result<Handle, InvalidArmor> {
+/// `Name: value`, the value up to its line end with all its blanks, as the reference reads it.
+fn header(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (name, value) = line.split_at_checked(line.iter().position(|octet| *octet == b':')?)?;
+    let value = value.strip_prefix(b": ")?.split(|octet| b"\r\n".contains(octet)).next()?;
+    (!name.is_empty() && !name.iter().any(is_blank) && !value.is_empty()).then_some((name, value))
+}
+
+/// White space of ASCII, vertical tabs too. What other character sets have ends no header.
+fn is_blank(octet: &u8) -> bool {
+    octet.is_ascii_whitespace() || *octet == 0x0b
+}
+
+fn parse_handle(value: &[u8]) -> Result<Handle, InvalidArmor> {
     let octets = STANDARD.decode(value).map_err(|_| InvalidArmor::Handle)?;
     <[u8; HANDLE_LEN]>::try_from(octets).map(Handle).map_err(|_| InvalidArmor::Handle)
 }
@@ -309,7 +318,8 @@ fn armored(kind: &str, headers: &[(&str, String)], body: &[u8]) -> Vec<u8> {
     }
     text.push(b'\n');
     text.extend_from_slice(body);
-    if !text.ends_with(b"\n") {
+    // The body alone counts: without one an empty line stands for it, as from every exit.
+    if !body.ends_with(b"\n") {
         text.push(b'\n');
     }
     text.extend_from_slice(format!("-----END {kind}-----\n").as_bytes());
@@ -434,7 +444,9 @@ mod tests {
 
     #[test]
     fn headers_end_at_blanks_of_ascii_and_keep_their_values_whole() {
-        let one = |headers: &str| messages_from_text(armored(headers, "YWJj\n").as_bytes()).map(|found| found[0].item.clone());
+        let one = |headers: &str| {
+            messages_from_text(armored(headers, "YWJj\n").as_bytes()).map(|found| found[0].item.clone())
+        };
         let binary = ArmoredMessage::Binary(b"abc".to_vec());
         assert_eq!(one("Message-type: binary\n \t\u{b}\u{c}\r\n"), Ok(binary.clone()));
         assert_eq!(one("Message-type: binary\r\n"), Ok(binary.clone()));
@@ -442,6 +454,15 @@ mod tests {
         assert_eq!(one("\u{a0}\nMessage-type: binary\n"), Err(InvalidArmor::Header { kind: MESSAGE }));
         assert_eq!(one("Message-type: binary \n"), Err(InvalidArmor::MessageType));
         assert_eq!(one("Message-type: \n"), Err(InvalidArmor::Header { kind: MESSAGE }));
+    }
+
+    #[test]
+    fn boundary_with_more_than_blanks_behind_it_is_none() {
+        let odd_end =
+            armored("", "hello\n").replace(&format!("END {MESSAGE}-----\n"), &format!("END {MESSAGE}-----\u{c}\n"));
+        assert_eq!(refused(&odd_end), InvalidArmor::NoEnd { kind: MESSAGE });
+        let blanks = armored("", "hello\n").replace("-----\n", "----- \t\r\n");
+        assert_eq!(messages_from_text(blanks.as_bytes()).unwrap().len(), 1);
     }
 
     #[test]

@@ -63,14 +63,17 @@ pub fn decompress(compressed: &[u8], limit: usize) -> Result<Vec<u8>, InvalidCom
     let mut rest = compressed;
     loop {
         if text.len() == text.capacity() {
-            // One octet more than allowed, so that exactly the limit is told from more than the limit.
-            let room = text.len().max(4 * 1024).min(limit.saturating_add(1) - text.len());
+            // Beyond the limit one octet, so that exactly the limit is told from more than the limit.
+            let room = text.len().max(4 * 1024).min(limit - text.len()).max(1);
             text.reserve_exact(room);
         }
+        let used_up = rest.is_empty();
         let before = inflater.total_in();
         let status = inflater.decompress_vec(rest, &mut text, FlushDecompress::None);
         if text.len() > limit {
-            return Err(InvalidCompression::Overcompressed { limit });
+            // As in the reference: nothing left to read at the limit, and yet no end, is a stream that was cut.
+            let cut = InvalidCompression::Corrupt;
+            return Err(if used_up { cut } else { InvalidCompression::Overcompressed { limit } });
         }
         let status = status.map_err(|_| InvalidCompression::Corrupt)?;
         let consumed = usize::try_from(inflater.total_in() - before).expect("part of a slice");
@@ -118,14 +121,14 @@ mod tests {
 
     #[test]
     fn stream_that_is_cut_short_where_the_limit_is_is_corrupt() {
-        // Fifty octets come out of the stream before the last of it is read, and more after it.
+        // With five octets less, the last that is left stands for the octets from 811 on.
         let whole = compress(&[b"0123456789abcdefghijklmnopqrstuvwxyz".as_slice(), &[b'x'; 1000]].concat());
-        let cut = whole.get(..whole.len() - 4).unwrap();
-        let limits = (37..1036).filter(|limit| decompress(cut, *limit) == Err(InvalidCompression::Corrupt)).count();
-        assert!(limits > 900, "{limits}");
-        assert_eq!(decompress(cut, 10), Err(InvalidCompression::Overcompressed { limit: 10 }));
-        assert_eq!(decompress(&whole, 1035), Err(InvalidCompression::Overcompressed { limit: 1035 }));
+        let cut = whole.get(..whole.len() - 5).unwrap();
+        assert_eq!(decompress(cut, 810), Err(InvalidCompression::Overcompressed { limit: 810 }));
+        assert_eq!(decompress(cut, 811), Err(InvalidCompression::Corrupt));
+        assert_eq!(decompress(cut, 1035), Err(InvalidCompression::Corrupt));
         assert_eq!(decompress(cut, 1036).map(|text| text.len()), Ok(1036));
+        assert_eq!(decompress(&whole, 1035), Err(InvalidCompression::Overcompressed { limit: 1035 }));
     }
 
     #[test]

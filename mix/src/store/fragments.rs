@@ -285,13 +285,14 @@ fn refusal(
         params![message.0, place.chunk, place.position],
         |row| Ok(row.get(0)?),
     )?;
-    if let Some(twin) = twin {
-        let same = Digest(twin) == sha1(&[data]);
-        return Ok(Some(if same { Addition::Duplicate } else { Addition::Mismatch }));
+    if twin.is_some_and(|twin| Digest(twin) == sha1(&[data])) {
+        return Ok(Some(Addition::Duplicate));
     }
     let in_chunk =
         view.count("SELECT count(*) FROM fragment WHERE message = ?1 AND chunk = ?2", params![message.0, place.chunk])?;
-    Ok((in_chunk >= u64::from(shape.k)).then_some(Addition::Unneeded))
+    // A complete chunk is not looked at again: what comes late, or is sent to do harm, changes nothing.
+    let unneeded = in_chunk >= u64::from(shape.k);
+    Ok(if unneeded { Some(Addition::Unneeded) } else { twin.map(|_| Addition::Mismatch) })
 }
 
 /// What a fragment needs, of what there is in all.
