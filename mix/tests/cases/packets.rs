@@ -17,7 +17,7 @@ use mix::payload::{Capacity, encode};
 use serde_json::Value;
 
 use super::crypto::{Recorded, stream_key};
-use crate::{Tally, b64, ensure, ensure_eq, hex, list, text, to_hex};
+use crate::{Tally, b64, both_refuse, ensure, ensure_eq, hex, list, text, to_hex, we_differ, we_take};
 
 pub fn run(file: &Value, tally: &mut Tally) {
     let servers: Vec<Server> = list(&file["servers"]).iter().map(Server::new).collect();
@@ -105,10 +105,15 @@ fn singleton(message: &Value, padding_key: &Value, expected: &Value) -> Result<P
 }
 
 fn forward_case(case: &Value, servers: &[Server], tally: &mut Tally) {
-    let exit = Exit {
+    let mut exit = Exit {
         exit_type: RoutingType(case["exit_type"].as_u64().unwrap() as u16),
         address: hex(&case["exit_info_hex"]),
     };
+    // The reference puts a handle wherever it is told to; here the type decides, so the address begins with it.
+    if case["tagged"] == true && !exit.exit_type.has_handle() && case.get("build_inputs").is_some() {
+        we_differ("decoding handle of a type that has none");
+        exit.address = [hex(&case["build_inputs"]["tag_hex"]), exit.address].concat();
+    }
     let (leg1, leg2) = (leg(&case["path1"], servers), leg(&case["path2"], servers));
     if let Some(verdict) = case.get("build_error") {
         tally.case("fits a header", || fits_case(text(verdict), &exit, &leg1, &leg2));
@@ -116,7 +121,7 @@ fn forward_case(case: &Value, servers: &[Server], tally: &mut Tally) {
     }
     tally.case(text(&case["id"]), || {
         let payload = singleton(&case["message"], &case["payload_padding_prng_key_hex"], &case["payload_sha1_hex"])?;
-        let mut rng = recorded_forward(case);
+        let mut rng = recorded_forward(case, exit.exit_type.has_handle());
         let packet = build::forward(&payload, &exit, &leg1, &leg2, &mut rng).map_err(|e| e.to_string())?;
         ensure!(rng.is_used_up(), "less randomness taken than the reference took");
         if let Some(whole) = case.get("packet_b64") {
@@ -130,9 +135,9 @@ fn forward_case(case: &Value, servers: &[Server], tally: &mut Tally) {
     });
 }
 
-fn recorded_forward(case: &Value) -> Recorded {
+fn recorded_forward(case: &Value, has_handle: bool) -> Recorded {
     let inputs = &case["build_inputs"];
-    let handle = if case["tagged"].as_bool().unwrap() { hex(&inputs["tag_hex"]) } else { Vec::new() };
+    let handle = if has_handle { hex(&inputs["tag_hex"]) } else { Vec::new() };
     Recorded::new(
         &[
             vec![handle],
@@ -152,12 +157,25 @@ fn fits_case(verdict: &str, exit: &Exit, leg1: &[Hop], leg2: &[Hop]) -> Result<(
     let payload = Payload::random(&mut rng);
     let expected = match verdict {
         "ok" => None,
+        // It counts the decoding handle twice when it looks whether an address fits.
+        text if text.contains("second leg") && fits_without_the_second_handle(exit, leg2) => {
+            return we_take(Some("address as long as a header holds"), text);
+        }
+        text if text.contains("won't fit in header") => Some(Unbuildable::SecondLegTooLong),
         text if text.contains("first leg") => Some(Unbuildable::FirstLegTooLong),
         text if text.contains("second leg") => Some(Unbuildable::SecondLegTooLong),
         other => return Err(format!("unknown verdict {other}")),
     };
     ensure_eq!(build::forward(&payload, exit, leg1, leg2, &mut rng).err(), expected, "verdict");
     Ok(())
+}
+
+fn fits_without_the_second_handle(exit: &Exit, leg2: &[Hop]) -> bool {
+    let mut lens: Vec<usize> = leg2.iter().skip(1).map(|hop| hop.route.to_bytes().len()).collect();
+    lens.push(exit.address.len() + 20);
+    let once = header::fits(&lens);
+    *lens.last_mut().expect("pushed above") += 20;
+    once && !header::fits(&lens)
 }
 
 fn encrypted_forward_case(case: &Value, servers: &[Server]) -> Result<(), String> {
@@ -313,9 +331,23 @@ fn check_missing_handle(hop: &Value, refused: &Refused) -> Result<(), String> {
 
 fn check_refusal(hop: &Value, refused: &Refused) -> Result<(), String> {
     let theirs = text(&hop["error"]);
+    let known = [
+        "Duplicate",
+        "padding",
+        "oaep",
+        "too large",
+        "digest",
+        "version",
+        "Unrecognized",
+        "length",
+        "hostname",
+        "too short",
+    ];
     let agreed = match refused {
         Refused::Replayed => theirs.contains("Duplicate"),
-        Refused::Invalid(InvalidPacket::WrongKey) => theirs == "Bad padding" || theirs.contains("oaep"),
+        Refused::Invalid(InvalidPacket::WrongKey) => {
+            ["Bad padding", "data too large for modulus"].contains(&theirs) || theirs.contains("oaep")
+        }
         Refused::Invalid(InvalidPacket::HeaderDigest) => theirs == "Invalid digest",
         Refused::Invalid(InvalidPacket::Version { .. }) => theirs == "Invalid protocol version",
         Refused::Invalid(InvalidPacket::UnknownRoutingType(_)) => theirs.starts_with("Unrecognized"),
@@ -326,8 +358,8 @@ fn check_refusal(hop: &Value, refused: &Refused) -> Result<(), String> {
         }
         Refused::Invalid(_) => false,
     };
-    ensure!(agreed, "we say {refused:?}, the reference {theirs}");
-    Ok(())
+    let compared = known.iter().any(|word| theirs.contains(word));
+    both_refuse(theirs, compared.then_some(agreed), refused)
 }
 
 fn reply_case(case: &Value, servers: &[Server], tally: &mut Tally) {
