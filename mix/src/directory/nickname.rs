@@ -3,8 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// Longest nickname. The specification allows 128, the reference takes no more than this, so longer ones would never be
-/// listed.
+/// Longest nickname (dir-spec 3). The reference's comments speak of 128, but it takes no more than these either.
 pub const MAX_NICKNAME_LEN: usize = 24;
 
 /// A mix's nickname: a letter, then letters, digits and hyphens, at most 24 in all. Compared without regard to case, since

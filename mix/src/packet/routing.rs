@@ -83,8 +83,9 @@ pub enum InvalidRouting {
     },
 }
 
-/// A host name as routing info has it: letters, digits, dots and hyphens, kept in lower case. May be an IPv4 address
-/// in dotted form.
+/// A host name as routing info has it: letters, digits, dots and hyphens, kept in lower case, as all writers write it.
+/// May be an IPv4 address in dotted form. A reply block whose first host was put into capitals on the way is thereby still
+/// the same block to the log of used ones, under another digest than the reference gives it.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HostName(String);
 
