@@ -2,10 +2,12 @@
 //!
 //! Reading and checking; `fields` writes them. Whether a descriptor is in force is asked with a time handed in.
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use super::info::{Document, Entry, InvalidInfo, Limits, Section};
 use super::nickname::Nickname;
+use super::policy::{InvalidRule, Policy, Rule, Verdict};
 use super::value::{self, InvalidEntry, InvalidValue, any, maybe, required, words};
 use crate::crypto::pk::{PACKET_KEY_LEN, PublicKey};
 use crate::crypto::{Digest, KeyId, sha1};
@@ -132,6 +134,8 @@ pub struct Incoming {
     pub port: u16,
     /// The versions of MMTP that it accepts.
     pub protocols: Vec<String>,
+    /// Whose connections it takes. The port of a rule is the mix's own.
+    pub policy: Policy,
 }
 
 /// How a mix reaches others (section `Outgoing/MMTP`).
@@ -139,6 +143,8 @@ pub struct Incoming {
 pub struct Outgoing {
     /// The versions of MMTP that it speaks.
     pub protocols: Vec<String>,
+    /// Whom it connects to.
+    pub policy: Policy,
 }
 
 /// What a mix delivers out of the network (sections `Delivery/SMTP`, `Delivery/MBOX`).
@@ -297,13 +303,25 @@ impl Descriptor {
         self.incoming.as_ref().is_some_and(|incoming| incoming.protocols.iter().any(|version| version == MMTP_VERSION))
     }
 
-    /// Whether the mix and `next` have a version of MMTP in common. A mix always reaches itself.
+    /// Whether the mix and `next` have a version of MMTP in common, and no rule of either forbids it (path-spec 2.3). A mix
+    /// always reaches itself.
+    ///
+    /// Rules are of addresses: they are asked where a mix is named by one. A host name would have to be looked up, which
+    /// would tell whoever answers what path is being made.
     pub fn can_relay_to(&self, next: &Self) -> bool {
-        let common = || {
+        let reaches = || {
             let (outgoing, incoming) = (self.outgoing.as_ref()?, next.incoming.as_ref()?);
-            Some(outgoing.protocols.iter().any(|version| incoming.protocols.contains(version)))
+            let common = outgoing.protocols.iter().any(|version| incoming.protocols.contains(version));
+            let allowed =
+                |policy: &Policy, mix: &Self| mix.address().is_none_or(|address| policy.allows(address, incoming.port));
+            Some(common && allowed(&outgoing.policy, next) && allowed(&incoming.policy, self))
         };
-        self.key_id == next.key_id || common().unwrap_or(false)
+        self.key_id == next.key_id || reaches().unwrap_or(false)
+    }
+
+    /// Where it is, when it says so by address and not by name.
+    fn address(&self) -> Option<IpAddr> {
+        self.incoming.as_ref()?.host.as_str().parse().ok()
     }
 
     /// What it delivers by SMTP, when it does.
@@ -426,7 +444,6 @@ impl Server {
 
 impl Incoming {
     fn read(section: &Section<'_>) -> Result<Self, InvalidDescriptor> {
-        check_patterns(section)?;
         required(section, "Version", any)?;
         // Nobody uses it since 0.0.8, but what does not parse is refused there.
         each(section, "IP", |address| value::ipv4(address).map(|_| ()))?;
@@ -434,20 +451,16 @@ impl Incoming {
             host: required(section, "Hostname", value::host)?,
             port: required(section, "Port", value::port)?,
             protocols: required(section, "Protocols", words)?,
+            policy: policy(section)?,
         })
     }
 }
 
 impl Outgoing {
     fn read(section: &Section<'_>) -> Result<Self, InvalidDescriptor> {
-        check_patterns(section)?;
         required(section, "Version", any)?;
-        Ok(Self { protocols: required(section, "Protocols", words)? })
+        Ok(Self { protocols: required(section, "Protocols", words)?, policy: policy(section)? })
     }
-}
-
-fn check_patterns(section: &Section<'_>) -> Result<(), InvalidEntry> {
-    ["Allow", "Deny"].into_iter().try_for_each(|key| each(section, key, value::address_pattern))
 }
 
 /// Checks all entries of `key`, which may be there more than once.
@@ -459,6 +472,20 @@ fn each(
     section.all(key).try_for_each(|Entry { value, line, .. }| {
         check(value).map_err(|why| InvalidEntry::Value { key, line: *line, why })
     })
+}
+
+/// The rules of a section in their order, which is what they mean.
+fn policy(section: &Section<'_>) -> Result<Policy, InvalidEntry> {
+    let rule = |entry: &Entry<'_>| {
+        let (key, verdict) = match entry.key {
+            "Allow" => ("Allow", Verdict::Allow),
+            "Deny" => ("Deny", Verdict::Deny),
+            _ => return None,
+        };
+        let refused = |why: InvalidRule| InvalidEntry::Value { key, line: entry.line, why: why.into() };
+        Some(Rule::published(verdict, entry.value).map_err(refused))
+    };
+    Ok(Policy::new(section.entries.iter().filter_map(rule).collect::<Result<_, _>>()?))
 }
 
 impl Delivery {

@@ -11,6 +11,7 @@ use super::descriptor::{
 };
 use super::info::{Document, Unwritable, Writer};
 use super::nickname::Nickname;
+use super::policy::{Policy, Verdict};
 use super::value::to_base64;
 use crate::crypto::Digest;
 use crate::crypto::pk::{PrivateKey, PublicKey, RsaError};
@@ -41,8 +42,12 @@ pub struct DescriptorFields {
     pub why_insecure: Option<String>,
     /// Where the mix listens; `None` when it takes no connections.
     pub listens_at: Option<(HostName, u16)>,
+    /// Whose connections it takes. Rules of IPv6 are not published.
+    pub takes_from: Policy,
     /// Whether the mix connects to others.
     pub connects: bool,
+    /// Whom it connects to. Rules of IPv6 are not published.
+    pub connects_to: Policy,
     /// What it delivers by SMTP. Sizes are published in whole kilobytes, rounded down.
     pub smtp: Option<Delivery>,
     /// What it delivers to its own users.
@@ -101,11 +106,13 @@ impl DescriptorFields {
             writer.entry("Hostname", host.as_str())?;
             writer.entry("Port", &port.to_string())?;
             writer.entry("Protocols", MMTP_VERSION)?;
+            write_policy(&mut writer, &self.takes_from)?;
         }
         if self.connects {
             writer.section("Outgoing/MMTP");
             writer.entry("Version", SECTION_VERSION)?;
             writer.entry("Protocols", MMTP_VERSION)?;
+            write_policy(&mut writer, &self.connects_to)?;
         }
         for (name, delivery) in [("Delivery/MBOX", self.mbox), ("Delivery/SMTP", self.smtp)] {
             if let Some(delivery) = delivery {
@@ -149,4 +156,14 @@ impl DescriptorFields {
         writer.optional("Comments", self.comments.as_deref())?;
         Ok(())
     }
+}
+
+fn write_policy(writer: &mut Writer, policy: &Policy) -> Result<(), Unsignable> {
+    policy.published().iter().try_for_each(|(verdict, pattern)| {
+        let key = match verdict {
+            Verdict::Allow => "Allow",
+            Verdict::Deny => "Deny",
+        };
+        Ok(writer.entry(key, pattern)?)
+    })
 }

@@ -8,6 +8,7 @@ pub mod descriptor;
 pub mod fields;
 pub mod info;
 pub mod nickname;
+pub mod policy;
 pub mod signed;
 #[cfg(test)]
 mod tests;
@@ -17,5 +18,6 @@ pub mod vote;
 pub use descriptor::{Delivery, Descriptor, Incoming, InvalidDescriptor, Outgoing};
 pub use fields::{DescriptorFields, Unsignable};
 pub use nickname::Nickname;
+pub use policy::{Policy, Rule};
 pub use signed::{Directory, DirectoryFields, InvalidDirectory, Status, Trust, Voter};
 pub use value::{InvalidEntry, InvalidValue};

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use proptest::prelude::*;
 
 use super::info::Unwritable;
+use super::policy::InvalidRule;
 use super::signed::InvalidThreshold;
 use super::vote::{self, Clique, InvalidClique, InvalidVote, Vote};
 use super::*;
@@ -48,7 +49,9 @@ fn fields(nickname: &str) -> DescriptorFields {
         software: "mixgate 0.1.0".to_owned(),
         why_insecure: None,
         listens_at: Some((HostName::parse("mix.example").unwrap(), 48099)),
+        takes_from: Policy::default(),
         connects: true,
+        connects_to: Policy::default(),
         smtp: Some(Delivery { max_size: 100 * 1024, allow_from: false }),
         mbox: Some(Delivery { max_size: 32 * 1024, allow_from: true }),
         fragmented: Some(33),
@@ -132,6 +135,45 @@ fn a_descriptor_says_what_its_fields_said() {
     assert_eq!(Descriptor::parse(descriptor.text()).as_ref(), Ok(descriptor.as_ref()));
 }
 
+/// Rules as an operator writes them.
+fn policy(rules: &[&str]) -> Policy {
+    Policy::new(rules.iter().map(|rule| rule.parse().unwrap()).collect())
+}
+
+#[test]
+fn rules_are_published_in_order_in_the_grammar_of_the_specification_and_read_back() {
+    let descriptor = signed("Alice", 0, |fields| {
+        fields.takes_from = policy(&["deny 10.1.0.0/16", "allow 10.0.0.0/8 1-65535", "deny 2001:db8::/32", "allow *"]);
+        fields.connects_to = policy(&["deny 192.0.2.7 25", "allow * 1-65535"]);
+    });
+    let incoming =
+        "Protocols: 0.3\nDeny: 10.1.0.0/255.255.0.0\nAllow: 10.0.0.0/255.0.0.0 1-65535\nAllow: *\n[Outgoing/MMTP]";
+    let outgoing = "Protocols: 0.3\nDeny: 192.0.2.7 25\nAllow: * 1-65535\n";
+    assert!(descriptor.text().contains(incoming), "{}", descriptor.text());
+    assert!(descriptor.text().contains(outgoing), "{}", descriptor.text());
+    let (incoming, outgoing) = (&descriptor.incoming().unwrap().policy, &descriptor.outgoing().unwrap().policy);
+    assert_eq!(*incoming, policy(&["deny 10.1.0.0/16", "allow 10.0.0.0/8 1-65535", "allow *"]));
+    assert_eq!(*outgoing, policy(&["deny 192.0.2.7 25", "allow * 1-65535"]));
+}
+
+#[test]
+fn rules_decide_who_relays_to_whom_where_a_mix_is_named_by_address() {
+    let at = |nickname, key, host: &'static str, change: fn(&mut DescriptorFields)| {
+        signed(nickname, key, |fields| {
+            fields.listens_at = Some((HostName::parse(host).unwrap(), 48099));
+            change(fields);
+        })
+    };
+    let open = at("Alice", 0, "192.0.2.1", same);
+    let picky = at("Bob", 1, "192.0.2.2", |fields| fields.connects_to = policy(&["deny 192.0.2.1", "allow *"]));
+    let shy = at("Carol", 2, "192.0.2.3", |fields| fields.takes_from = policy(&["allow 192.0.2.2"]));
+    let named = at("Dave", 3, "mix.example", same);
+    assert!(open.can_relay_to(&picky) && !picky.can_relay_to(&open), "Bob does not connect to Alice");
+    assert!(picky.can_relay_to(&shy) && !open.can_relay_to(&shy), "Carol takes from Bob alone");
+    assert!(picky.can_relay_to(&named) && named.can_relay_to(&shy), "nobody knows the address of a name");
+    assert!(picky.can_relay_to(&picky));
+}
+
 #[test]
 fn a_mix_that_takes_no_connections_has_no_route() {
     let outage = signed("Alice", 0, |fields| {
@@ -193,7 +235,13 @@ fn each_bad_value_is_refused_by_its_key() {
         }
     }
     let rule = changed("[Outgoing/MMTP]", "Deny: nobody\n[Outgoing/MMTP]");
-    assert!(matches!(rule, Err(InvalidDescriptor::Entry(InvalidEntry::Value { key: "Deny", .. }))));
+    let address = InvalidValue::AddressPattern(InvalidRule::Address);
+    match rule {
+        Err(InvalidDescriptor::Entry(InvalidEntry::Value { key, why, .. })) => {
+            assert_eq!((key, why), ("Deny", address))
+        }
+        other => panic!("{other:?}"),
+    }
     let twice = changed("Port: 48099", "Port: 48099\nPort: 48099");
     assert!(matches!(twice, Err(InvalidDescriptor::Entry(InvalidEntry::Duplicate { key: "Port", .. }))));
 }

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::date;
 use super::info::Section;
 use super::nickname::{InvalidNickname, Nickname};
+use super::policy::InvalidRule;
 use crate::crypto::pk::{InvalidKey, PublicKey};
 use crate::crypto::{DIGEST_LEN, Digest, KeyId};
 use crate::packet::HostName;
@@ -57,8 +58,8 @@ pub enum InvalidValue {
     #[error("not an IPv4 address")]
     Ipv4,
     /// Not an address pattern.
-    #[error("not an address pattern")]
-    AddressPattern,
+    #[error("{0}")]
+    AddressPattern(#[from] InvalidRule),
     /// More characters than the specification allows.
     #[error("longer than {max} characters")]
     TooLong {
@@ -231,27 +232,6 @@ pub(super) fn fingerprint(text: &str) -> Result<KeyId, InvalidValue> {
     KeyId::from_fingerprint(text).ok_or(InvalidValue::Fingerprint)
 }
 
-/// Checks an address pattern: `*` or an address and an optional mask, then an optional port or range of ports. Nothing
-/// obeys these patterns, in the reference neither; what does not parse makes the descriptor invalid all the same.
-pub(super) fn address_pattern(text: &str) -> Result<(), InvalidValue> {
-    let bad = InvalidValue::AddressPattern;
-    let (address, ports) = match text.find([' ', '\t']) {
-        Some(space) => text.split_at(space),
-        None => (text, ""),
-    };
-    let plausible = match address.split_once('/') {
-        Some((address, mask)) => ipv4(address).is_ok() && ipv4(mask).is_ok(),
-        None => address == "*" || ipv4(address).is_ok(),
-    };
-    let ports = ports.trim();
-    let (low, high) = ports.split_once('-').unwrap_or((ports, ports));
-    let ordered = || match (port(low.trim()), port(high.trim())) {
-        (Ok(low), Ok(high)) => 1 <= low && low <= high,
-        _ => false,
-    };
-    if plausible && (ports.is_empty() || ordered()) { Ok(()) } else { Err(bad) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,16 +260,6 @@ mod tests {
     fn an_empty_list_has_no_items() {
         assert_eq!(list("").count(), 0);
         assert_eq!(list("a, b,c").collect::<Vec<_>>(), ["a", "b", "c"]);
-    }
-
-    #[test]
-    fn address_patterns_are_checked_though_nothing_obeys_them() {
-        for text in ["*", "10.0.0.1", "10.0.0.0/255.0.0.0", "* 80", "10.0.0.1 80-90", "10.0.0.0/255.0.0.0 1-65535"] {
-            assert_eq!(address_pattern(text), Ok(()), "{text}");
-        }
-        for text in ["", "host", "*/255.0.0.0", "10.0.0.1 0", "10.0.0.1 90-80", "10.0.0.1 1-65536", "10.0.0.1/8"] {
-            assert_eq!(address_pattern(text), Err(InvalidValue::AddressPattern), "{text}");
-        }
     }
 
     #[test]

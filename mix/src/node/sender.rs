@@ -433,7 +433,7 @@ mod tests {
     use super::*;
     use crate::crypto::pk::PrivateKey;
     use crate::crypto::stream::{StreamKey, prng};
-    use crate::directory::{Delivery, DescriptorFields, DirectoryFields, Status, Trust, Voter};
+    use crate::directory::{Delivery, DescriptorFields, DirectoryFields, Policy, Status, Trust, Voter};
     use crate::packet::HostName;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -463,7 +463,9 @@ mod tests {
             software: "mixgate".to_owned(),
             why_insecure: None,
             listens_at: Some((HostName::parse("mix.example").unwrap(), 48099)),
+            takes_from: Policy::default(),
             connects: true,
+            connects_to: Policy::default(),
             smtp: Some(delivery),
             mbox: Some(delivery),
             fragmented: Some(100),

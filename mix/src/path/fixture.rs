@@ -8,7 +8,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::crypto::pk::PrivateKey;
-use crate::directory::{Delivery, Descriptor, DescriptorFields, Nickname};
+use crate::directory::{Delivery, Descriptor, DescriptorFields, Nickname, Policy};
 use crate::packet::HostName;
 
 pub(super) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -44,7 +44,9 @@ pub(super) fn mix_with(nickname: &str, change: impl FnOnce(&mut DescriptorFields
         software: "mixgate".to_owned(),
         why_insecure: None,
         listens_at: Some((HostName::parse("mix.example").unwrap(), 48099)),
+        takes_from: Policy::default(),
         connects: true,
+        connects_to: Policy::default(),
         smtp: Some(delivery),
         mbox: Some(delivery),
         fragmented: Some(100),

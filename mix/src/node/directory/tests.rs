@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use super::*;
 use crate::crypto::CounterRng;
 use crate::crypto::stream::StreamKey;
-use crate::directory::{Descriptor, DescriptorFields, Directory, Trust};
+use crate::directory::{Descriptor, DescriptorFields, Directory, Policy, Trust};
 use crate::net::fetch::{FetchError, FetchLimits, Uploaded, fetch_directory, upload_descriptor};
 use crate::packet::HostName;
 
@@ -45,7 +45,9 @@ fn descriptor(nickname: &str, key: usize, first_day: u64, days: u64) -> Descript
         software: "mixgate".to_owned(),
         why_insecure: None,
         listens_at: Some((HostName::parse("mix.example").unwrap(), 48099)),
+        takes_from: Policy::default(),
         connects: true,
+        connects_to: Policy::default(),
         smtp: None,
         mbox: None,
         fragmented: None,
