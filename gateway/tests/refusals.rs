@@ -168,7 +168,7 @@ async fn what_is_wrong_with_the_machine_is_not_blamed_on_the_configuration() {
     let (smtp, mmtp) = (running.smtp.unwrap(), running.mmtp.unwrap());
     let door = refused(|config| config.gateway.smtp.listen = LoopbackAddress::ipv4(smtp.port())).await;
     assert!(matches!(door, (StartError::Smtp(NotServing::Listen { .. }), false)), "{door:?}");
-    let port = refused(|config| config.node.listen = mmtp).await;
+    let port = refused(|config| config.node.listen = mmtp.into()).await;
     assert!(matches!(port, (StartError::Node(NodeError::Listen(_)), false)), "{port:?}");
     running.stop().await;
 

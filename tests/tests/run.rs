@@ -121,6 +121,9 @@ fn wrong_settings_are_named_by_file_line_and_key() {
         ("[node]\nenabled = true\nnicknam = \"Alpha\"\n", 3, &["node.nicknam", "nickname"][..]),
         ("[node]\n\n[node.mixing]\ninterval = \"soon\"\n", 4, &["node.mixing.interval"]),
         ("[gateway.smtp]\nlisten = \"0.0.0.0:25\"\n", 2, &["gateway.smtp.listen", "loopback"]),
+        ("[node]\nlisten = [\"[::]:48099\", \"here\"]\n", 2, &["node.listen", "here", "an address and port"]),
+        ("[node.incoming]\naccess = [\"deny 10.0.0.0/8\"]\n", 2, &["node.incoming.access", "deny everybody"]),
+        ("[node.outgoing]\naccess = [\"allow here\"]\n", 2, &["node.outgoing.access", "allow here"]),
         ("[log]\nlevel = \"loud\"\n", 2, &["log.level", "debug"]),
         ("[gatway]\nenabled = true\n", 1, &["gatway", "gateway"]),
         ("[node\n", 1, &[]),
@@ -141,6 +144,7 @@ fn settings_that_cannot_work_are_refused_before_anything_runs() {
         ("", &["no role is enabled", "gateway.enabled"][..]),
         ("[gateway]\nenabled = true\n", &["network.directory"]),
         ("[node]\nenabled = true\nnickname = \"7 of 9\"\nlisten = \"127.0.0.1:0\"\n", &["nickname"]),
+        ("[node]\nenabled = true\n[node.bandwidth]\naverage = 1000\n", &["node.bandwidth", "272 connections"]),
     ] {
         let (code, said) = refused(folder.path(), config);
         assert_eq!(code, 78, "{said}");

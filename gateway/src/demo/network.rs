@@ -341,7 +341,7 @@ fn node_config(home: &Path, state: &State, node: &NodeState, i: usize, interval:
         enabled: true,
         nickname: node.nickname.clone(),
         home: node_home(home, node),
-        listen: loopback(node.port),
+        listen: loopback(node.port).into(),
         host: "127.0.0.1".into(),
         // So few packets would never leave a pool that keeps 45.
         mixing: MixingConfig { interval, rule: MixRule::Binomial, minimum: 0, rate: 0.65 },

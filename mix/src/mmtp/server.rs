@@ -50,6 +50,11 @@ impl ServerSession {
         Self::default()
     }
 
+    /// Whether the version is agreed on.
+    pub fn is_agreed(&self) -> bool {
+        self.agreed
+    }
+
     /// Goes on until there is something to do; takes of `input` what it needs for that.
     ///
     /// # Errors

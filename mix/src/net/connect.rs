@@ -4,16 +4,20 @@
 //! should it have arrived all the same, the next mix takes it for a replay and drops it.
 
 use std::io;
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use rand::CryptoRng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, lookup_host};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::bandwidth::{Bandwidth, Metered, PacketsGo};
+use super::resolve::{NotResolved, ResolveConfig, Resolver, at_port};
 use super::tls::{self, ClientLink, LinkError};
 use super::writing::Writing;
+use crate::directory::Policy;
 use crate::mmtp::client::Step;
 use crate::mmtp::frame::Command;
 use crate::mmtp::{ClientSession, PeerMisbehaved};
@@ -22,7 +26,8 @@ use crate::packet::{NextHop, PACKET_LEN, Packet};
 /// Octets read at once. Answers have 30.
 const READ_LEN: usize = 1024;
 
-/// Addresses of one host that are tried. Whoever controls a name must not keep a connection busy for ever.
+/// Addresses of one host that are tried, those of IPv4 and IPv6 in turns. Whoever controls a name must not have us knock
+/// at any number of doors.
 const MAX_ADDRESSES: usize = 4;
 
 /// How long the peer may take to be told goodbye.
@@ -31,7 +36,8 @@ const GOODBYE: Duration = Duration::from_secs(5);
 /// Time limits of a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectConfig {
-    /// To find the addresses of the host, and again for each of them to answer. 30 seconds by default.
+    /// To find the addresses of the host, and again for one of them to answer: each has its even part of what is left.
+    /// 30 seconds by default.
     pub connect_timeout: Duration,
     /// For the TLS handshake, and again for the version exchange. 30 seconds by default.
     pub handshake_timeout: Duration,
@@ -100,15 +106,15 @@ pub struct Delivery<I> {
 /// Why a connection did not come about or ended too early.
 #[derive(Debug, thiserror::Error)]
 pub enum Undelivered {
-    /// The host name was not resolved.
+    /// The host name has no address now.
     #[error("finding the address of the next mix")]
-    Resolve {
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The host name has no address, or the name service did not answer in time.
-    #[error("the next mix has no address")]
-    NoAddress,
+    Resolve(#[from] NotResolved),
+    /// The name service did not answer in time.
+    #[error("the address of the next mix was not found in time")]
+    ResolveTimeout,
+    /// The rules forbid each address of the host.
+    #[error("the rules forbid connections to the next mix")]
+    Denied,
     /// No address took the connection.
     #[error("connecting to the next mix")]
     Connect {
@@ -153,8 +159,110 @@ pub enum Undelivered {
     Stopped,
 }
 
-/// Connects to the next mix and hands it all units in order, as many at a time as its answers allow. `now` is what the
-/// peer's certificate is checked against. Ends early, with what is known by then, when `stop` is cancelled.
+/// What all connections of a process to other mixes share.
+#[derive(Clone)]
+pub struct Connector {
+    config: ConnectConfig,
+    resolver: Resolver,
+    policy: Policy,
+    bandwidth: Option<Bandwidth>,
+}
+
+impl Connector {
+    /// Connects to everybody, as fast as the network lets it.
+    pub fn new(config: ConnectConfig, resolver: Resolver) -> Self {
+        Self { config, resolver, policy: Policy::default(), bandwidth: None }
+    }
+
+    /// Connects to those alone whom the rules allow. The port of a rule is the port that is connected to.
+    #[must_use]
+    pub fn with_policy(self, policy: Policy) -> Self {
+        Self { policy, ..self }
+    }
+
+    /// Counts what passes against this limit, too.
+    #[must_use]
+    pub fn with_bandwidth(self, bandwidth: Option<Bandwidth>) -> Self {
+        Self { bandwidth, ..self }
+    }
+
+    /// Looks up the host ahead of [`Connector::deliver`], which then knows it: a slow name server keeps no connection
+    /// from others.
+    ///
+    /// # Errors
+    /// [`Undelivered::Resolve`], [`Undelivered::ResolveTimeout`].
+    pub async fn prepare(&self, next: &NextHop) -> Result<(), Undelivered> {
+        self.find(next).await.map(drop)
+    }
+
+    async fn find(&self, next: &NextHop) -> Result<Vec<IpAddr>, Undelivered> {
+        let host = next.host();
+        let found = timeout(self.config.connect_timeout, self.resolver.addresses(&host)).await;
+        Ok(found.map_err(|_| Undelivered::ResolveTimeout)??)
+    }
+
+    /// Connects to the next mix and hands it all units in order, as many at a time as its answers allow. `now` is what
+    /// the peer's certificate is checked against. Ends early, with what is known by then, when `stop` is cancelled.
+    pub async fn deliver<I>(
+        &self,
+        next: &NextHop,
+        units: Vec<Unit<I>>,
+        now: SystemTime,
+        stop: &CancellationToken,
+    ) -> Delivery<I> {
+        let mut outcomes = vec![Outcome::Unanswered; units.len()];
+        let failure = if units.is_empty() {
+            None
+        } else {
+            let attempt = self.attempt(next, &units, &mut outcomes, now);
+            stop.run_until_cancelled(attempt).await.unwrap_or(Err(Undelivered::Stopped)).err()
+        };
+        Delivery { outcomes: units.into_iter().map(|unit| unit.id).zip(outcomes).collect(), failure }
+    }
+
+    async fn attempt<I>(
+        &self,
+        next: &NextHop,
+        units: &[Unit<I>],
+        outcomes: &mut [Outcome],
+        now: SystemTime,
+    ) -> Result<(), Undelivered> {
+        let stream = Metered::new(self.connect(next).await?, self.bandwidth.as_ref());
+        let mut link = timeout(self.config.handshake_timeout, tls::connect(next.key_id(), now, stream))
+            .await
+            .map_err(|_| Undelivered::HandshakeTimeout)?
+            .map_err(|source| match LinkError::find(&source) {
+                Some(refused) => Undelivered::Link(refused),
+                None => Undelivered::Handshake { source },
+            })?;
+        link.get_mut().0.take_turns(PacketsGo::Out);
+        exchange(link, units, outcomes, &self.config).await
+    }
+
+    async fn connect(&self, next: &NextHop) -> Result<TcpStream, Undelivered> {
+        let found = self.find(next).await?;
+        let allowed = at_port(found, next.port()).filter(|address| self.policy.allows(address.ip(), address.port()));
+        let addresses: Vec<_> = allowed.take(MAX_ADDRESSES).collect();
+        let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+        let deadline = Instant::now() + self.config.connect_timeout;
+        let mut failure = Undelivered::Denied;
+        for address in addresses {
+            let part = deadline.saturating_duration_since(Instant::now()) / left.max(1);
+            left -= 1;
+            match timeout(part, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    stream.set_nodelay(true).map_err(|source| Undelivered::Connect { source })?;
+                    return Ok(stream);
+                }
+                Ok(Err(source)) => failure = Undelivered::Connect { source },
+                Err(_) => failure = Undelivered::ConnectTimeout,
+            }
+        }
+        Err(failure)
+    }
+}
+
+/// As [`Connector::deliver`], for whoever connects once: nothing is remembered, nothing forbidden, nothing counted.
 pub async fn deliver<I>(
     next: &NextHop,
     units: Vec<Unit<I>>,
@@ -162,52 +270,8 @@ pub async fn deliver<I>(
     now: SystemTime,
     stop: &CancellationToken,
 ) -> Delivery<I> {
-    let mut outcomes = vec![Outcome::Unanswered; units.len()];
-    let failure = if units.is_empty() {
-        None
-    } else {
-        let attempt = attempt(next, &units, &mut outcomes, config, now);
-        stop.run_until_cancelled(attempt).await.unwrap_or(Err(Undelivered::Stopped)).err()
-    };
-    Delivery { outcomes: units.into_iter().map(|unit| unit.id).zip(outcomes).collect(), failure }
-}
-
-async fn attempt<I>(
-    next: &NextHop,
-    units: &[Unit<I>],
-    outcomes: &mut [Outcome],
-    config: &ConnectConfig,
-    now: SystemTime,
-) -> Result<(), Undelivered> {
-    let stream = connect(next, config).await?;
-    let link = timeout(config.handshake_timeout, tls::connect(next.key_id(), now, stream))
-        .await
-        .map_err(|_| Undelivered::HandshakeTimeout)?
-        .map_err(|source| match LinkError::find(&source) {
-            Some(refused) => Undelivered::Link(refused),
-            None => Undelivered::Handshake { source },
-        })?;
-    exchange(link, units, outcomes, config).await
-}
-
-async fn connect(next: &NextHop, config: &ConnectConfig) -> Result<TcpStream, Undelivered> {
-    let host = next.host();
-    let addresses = timeout(config.connect_timeout, lookup_host((host.as_str(), next.port())))
-        .await
-        .map_err(|_| Undelivered::NoAddress)?
-        .map_err(|source| Undelivered::Resolve { source })?;
-    let mut failure = Undelivered::NoAddress;
-    for address in addresses.take(MAX_ADDRESSES) {
-        match timeout(config.connect_timeout, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => {
-                stream.set_nodelay(true).map_err(|source| Undelivered::Connect { source })?;
-                return Ok(stream);
-            }
-            Ok(Err(source)) => failure = Undelivered::Connect { source },
-            Err(_) => failure = Undelivered::ConnectTimeout,
-        }
-    }
-    Err(failure)
+    let connector = Connector::new(config.clone(), Resolver::system(ResolveConfig::default()));
+    connector.deliver(next, units, now, stop).await
 }
 
 /// Drives the session until every unit has its answer.
@@ -293,5 +357,78 @@ fn ended_early(read: io::Result<usize>, write_error: Option<io::Error>) -> Undel
 fn settle(outcomes: &mut [Outcome], number: usize, outcome: Outcome) {
     if let Some(slot) = outcomes.get_mut(number) {
         *slot = outcome;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::crypto::KeyId;
+    use crate::packet::{HostName, HostRoute};
+
+    /// A name service that says that every host has these addresses.
+    fn connector(addresses: &[IpAddr]) -> Connector {
+        let addresses = addresses.to_vec();
+        let resolver = Resolver::asking(ResolveConfig::default(), move |_| {
+            let addresses = addresses.clone();
+            Box::pin(async move { Ok(addresses) })
+        });
+        Connector::new(ConnectConfig::default(), resolver)
+    }
+
+    fn host(port: u16) -> NextHop {
+        let host = HostName::parse("mix.example").unwrap();
+        NextHop::Host(HostRoute { host, port, key_id: KeyId([1; 20]) })
+    }
+
+    #[tokio::test]
+    async fn host_with_an_address_of_ipv6_is_reached_by_it() {
+        let socket = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let stream = connector(&[address.ip()]).connect(&host(address.port())).await.unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), address);
+    }
+
+    #[tokio::test]
+    async fn host_whose_first_addresses_lead_nowhere_is_reached_by_the_next() {
+        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = socket.local_addr().unwrap();
+        // Nobody listens at any of these.
+        let nowhere = [IpAddr::from(Ipv6Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
+        let stream = connector(&[&nowhere[..], &[address.ip()]].concat()).connect(&host(address.port())).await;
+        assert_eq!(stream.unwrap().peer_addr().unwrap(), address);
+    }
+
+    #[tokio::test]
+    async fn no_more_than_four_addresses_of_a_host_are_tried() {
+        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let nowhere: Vec<_> = (2..=5).map(|octet| IpAddr::from([127, 0, 0, octet])).collect();
+        let failed = connector(&[&nowhere[..], &[address.ip()]].concat()).connect(&host(address.port())).await;
+        assert!(matches!(failed, Err(Undelivered::Connect { .. })), "{failed:?}");
+    }
+
+    #[tokio::test]
+    async fn addresses_that_the_rules_deny_are_passed_over() {
+        let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let policy = |rules: &[&str]| Policy::new(rules.iter().map(|rule| rule.parse().unwrap()).collect());
+        let connector = connector(&[Ipv6Addr::LOCALHOST.into(), address.ip()]);
+        let allowed = connector.clone().with_policy(policy(&["deny ::/0", "allow * 1-65535"]));
+        assert_eq!(allowed.connect(&host(address.port())).await.unwrap().peer_addr().unwrap(), address);
+        let denied = connector.with_policy(policy(&["allow *"])).connect(&host(1)).await;
+        assert!(matches!(denied, Err(Undelivered::Denied)), "{denied:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn name_service_that_does_not_answer_is_a_failure_of_its_own() {
+        let resolver = Resolver::asking(ResolveConfig::default(), |_| Box::pin(std::future::pending()));
+        let connector = Connector::new(ConnectConfig::default(), resolver);
+        let failed = connector.connect(&host(1)).await;
+        assert!(matches!(failed, Err(Undelivered::ResolveTimeout)), "{failed:?}");
     }
 }

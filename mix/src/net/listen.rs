@@ -4,22 +4,28 @@
 //! nobody but itself; the limits are in [`ListenConfig`].
 
 use std::collections::HashMap;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::net::sockopt::set_ipv6_v6only;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::addresses::{Access, ListenAddresses};
+use super::bandwidth::{Bandwidth, Metered, PacketsGo};
 use super::tls::{self, LinkIdentity};
 use super::writing::Writing;
+use crate::mmtp::frame::{ANSWER_LEN, WINDOW};
 use crate::mmtp::server::Step;
 use crate::mmtp::{PeerMisbehaved, ServerSession, Ticket};
 use crate::packet::Packet;
@@ -33,34 +39,55 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a peer may take to let itself be told goodbye.
 const GOODBYE: Duration = Duration::from_secs(5);
 
-/// Limits of a listener.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Connections that the system may hold ready until they are looked at. More are told to come again, by the system.
+const BACKLOG: u32 = 1024;
+
+/// Section `[node.incoming]`: whose connections are taken, and their limits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct ListenConfig {
+    /// Whose connections are taken. The port of a rule is the port of the listener.
+    pub access: Access,
     /// Connections in all; more are closed at once. 256 by default: with half a megabyte of packets that wait for the
     /// disk in each, 128 megabytes.
     pub max_connections: usize,
     /// Connections from one address (one /64 of IPv6); more are closed at once. 64 by default: nobody takes all seats.
     pub max_connections_per_address: usize,
-    /// From accepting a connection to the end of the TLS handshake. 30 seconds by default.
+    /// From accepting a connection to the end of the TLS handshake, and again to the end of the version exchange. 30
+    /// seconds by default.
+    #[serde(with = "humantime_serde")]
     pub handshake_timeout: Duration,
     /// Without any octet in or out. 5 minutes by default, as in the reference.
+    #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,
     /// A connection takes no new packets after this time; what is under way is still answered. 15 minutes by default:
     /// the specification demands new keys then, the reference never had a way to agree on them, and TLS 1.3 has none.
+    #[serde(with = "humantime_serde")]
     pub max_lifetime: Duration,
+    /// A connection takes no more packets than this, padding included; then it ends as with its lifetime, and its peer
+    /// has to wait for a seat like everybody. 16,384 by default: half a gigabyte, far more than mixes hand over at once.
+    pub max_packets: u64,
+    /// Octets of answers that the system may hold for a peer that does not read them; beyond it (and the answers to 16
+    /// packets) nothing more is taken from that peer. 65,536 by default, which are the answers to a thousand packets; for
+    /// all connections 16 megabytes. Systems may round it up.
+    pub max_unsent: u32,
     /// How long connections may take, once the listener is stopped, to answer what they have taken. 10 seconds by
     /// default.
+    #[serde(with = "humantime_serde")]
     pub stop_timeout: Duration,
 }
 
 impl Default for ListenConfig {
     fn default() -> Self {
         Self {
+            access: Access::default(),
             max_connections: 256,
             max_connections_per_address: 64,
             handshake_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(5 * 60),
             max_lifetime: Duration::from_secs(15 * 60),
+            max_packets: 16_384,
+            max_unsent: 64 * 1024,
             stop_timeout: Duration::from_secs(10),
         }
     }
@@ -95,12 +122,14 @@ pub struct ListenError {
 /// Why a connection ended other than by its proper end.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
-    #[error("no TLS handshake within the time limit")]
+    #[error("no handshake within the time limit")]
     HandshakeTimeout,
     #[error("the TLS handshake failed")]
     Handshake(#[source] io::Error),
     #[error("nothing came or went within the time limit")]
     Idle,
+    #[error("the peer did not read its answers within the time limit")]
+    Unread,
     #[error("the peer broke the protocol")]
     Misbehaved(#[from] PeerMisbehaved),
     #[error("the connection broke")]
@@ -109,45 +138,55 @@ enum Ended {
     Sink,
 }
 
-/// An open port that takes packets.
+/// Open ports that take packets.
 pub struct MmtpListener<S> {
-    socket: TcpListener,
-    address: SocketAddr,
+    sockets: Sockets,
     identity: watch::Receiver<Arc<LinkIdentity>>,
     config: ListenConfig,
+    bandwidth: Option<Bandwidth>,
     sink: Arc<S>,
 }
 
 impl<S: PacketSink> MmtpListener<S> {
-    /// Opens the port. Each connection is served under the link identity that `identity` holds when it begins.
+    /// Opens the ports, which share the limits. Each connection is served under the link identity that `identity` holds
+    /// when it begins.
     ///
     /// # Errors
-    /// [`ListenError`] when the system does not give the port.
+    /// [`ListenError`] when the system does not give a port.
     pub async fn bind(
-        address: SocketAddr,
+        addresses: impl Into<ListenAddresses>,
         identity: watch::Receiver<Arc<LinkIdentity>>,
         config: ListenConfig,
         sink: Arc<S>,
     ) -> Result<Self, ListenError> {
-        let failed = |source| ListenError { address, source };
-        let socket = TcpListener::bind(address).await.map_err(failed)?;
-        let address = socket.local_addr().map_err(failed)?;
-        Ok(Self { socket, address, identity, config, sink })
+        let sockets = Sockets::open(&addresses.into(), config.max_unsent)?;
+        Ok(Self { sockets, identity, config, bandwidth: None, sink })
     }
 
-    /// The address with the port that the system gave.
+    /// Counts what passes against this limit, too.
+    #[must_use]
+    pub fn with_bandwidth(self, bandwidth: Option<Bandwidth>) -> Self {
+        Self { bandwidth, ..self }
+    }
+
+    /// The first address with the port that the system gave.
     pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.sockets.open.first().expect("never none: ListenAddresses").address
+    }
+
+    /// All addresses with the ports that the system gave.
+    pub fn local_addrs(&self) -> Vec<SocketAddr> {
+        self.sockets.open.iter().map(|socket| socket.address).collect()
     }
 
     /// Serves until `stop` is cancelled; then answers what was taken, and closes.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         let mut connections = JoinSet::new();
         let seats = Arc::new(Seats::default());
         loop {
             tokio::select! {
-                accepted = self.socket.accept() => match accepted {
-                    Ok((stream, peer)) => self.admit(stream, peer, &seats, &mut connections, &stop),
+                accepted = self.sockets.accept() => match accepted {
+                    Ok(arrival) => self.admit(arrival, &seats, &mut connections, &stop),
                     Err(error) => {
                         debug!(%error, "no connection accepted");
                         sleep(ACCEPT_PAUSE).await;
@@ -157,8 +196,8 @@ impl<S: PacketSink> MmtpListener<S> {
                 () = stop.cancelled() => break,
             }
         }
-        let Self { socket, config, .. } = self;
-        drop(socket);
+        let Self { sockets, config, .. } = self;
+        drop(sockets);
         // Those that are not done by then are cut off: their packets have no answer, and come again.
         let all_done = async { while connections.join_next().await.is_some() {} };
         let _ = timeout(config.stop_timeout, all_done).await;
@@ -167,16 +206,21 @@ impl<S: PacketSink> MmtpListener<S> {
 
     fn admit(
         &self,
-        stream: TcpStream,
-        peer: SocketAddr,
+        Arrival { stream, peer, port }: Arrival,
         seats: &Arc<Seats>,
         connections: &mut JoinSet<()>,
         stop: &CancellationToken,
     ) {
+        // Before TLS: whoever may not come in costs one look at the rules.
+        if !self.config.access.policy().allows(peer.ip(), port) {
+            debug!("a connection that the rules deny was closed");
+            return;
+        }
         let Some(seat) = Seats::take(seats, peer.ip(), &self.config) else {
             debug!("a connection over the limit was closed");
             return;
         };
+        let stream = Metered::new(stream, self.bandwidth.as_ref());
         let identity = Arc::clone(&self.identity.borrow());
         let sink = Arc::clone(&self.sink);
         let config = self.config.clone();
@@ -189,6 +233,71 @@ impl<S: PacketSink> MmtpListener<S> {
             }
         });
     }
+}
+
+/// All listening sockets of a node.
+struct Sockets {
+    /// Never empty.
+    open: Vec<Socket>,
+    /// The one that is asked first, each in its turn: a flood at one address does not close the others.
+    next: usize,
+}
+
+struct Socket {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// A connection, and the port that it came to.
+struct Arrival {
+    stream: TcpStream,
+    peer: SocketAddr,
+    port: u16,
+}
+
+impl Sockets {
+    fn open(addresses: &ListenAddresses, max_unsent: u32) -> Result<Self, ListenError> {
+        let open = |&address: &SocketAddr| {
+            let failed = |source| ListenError { address, source };
+            let listener = listen(address, max_unsent).map_err(failed)?;
+            let address = listener.local_addr().map_err(failed)?;
+            Ok(Socket { listener, address })
+        };
+        Ok(Self { open: addresses.as_slice().iter().map(open).collect::<Result<_, _>>()?, next: 0 })
+    }
+
+    async fn accept(&mut self) -> io::Result<Arrival> {
+        poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Arrival>> {
+        for _ in 0..self.open.len() {
+            let Socket { listener, address } = self.open.get(self.next).expect("below the length");
+            self.next = (self.next + 1) % self.open.len();
+            if let Poll::Ready(accepted) = listener.poll_accept(cx) {
+                let port = address.port();
+                return Poll::Ready(accepted.map(|(stream, peer)| Arrival { stream, peer, port }));
+            }
+        }
+        Poll::Pending
+    }
+}
+
+fn listen(address: SocketAddr, max_unsent: u32) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        let socket = TcpSocket::new_v6()?;
+        // Else `[::]` would take the port of IPv4 as well on some systems, and on others not.
+        set_ipv6_v6only(&socket, true)?;
+        socket
+    };
+    // So that a node that restarts need not wait for connections of its last run.
+    socket.set_reuseaddr(true)?;
+    // Connections inherit it.
+    socket.set_send_buffer_size(max_unsent)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Who is connected: how often, by address.
@@ -236,21 +345,22 @@ fn one_host(address: IpAddr) -> IpAddr {
 }
 
 async fn serve<S: PacketSink>(
-    stream: TcpStream,
+    stream: Metered<TcpStream>,
     identity: &LinkIdentity,
     sink: Arc<S>,
     config: &ListenConfig,
     stop: &CancellationToken,
 ) -> Result<(), Ended> {
     // Answers are small and must not wait for one another.
-    stream.set_nodelay(true)?;
+    stream.get_ref().set_nodelay(true)?;
     let handshake = timeout(config.handshake_timeout, tls::accept(identity, stream));
     let Some(handshake) = stop.run_until_cancelled(handshake).await else { return Ok(()) };
-    let link = handshake.map_err(|_| Ended::HandshakeTimeout)?.map_err(Ended::Handshake)?;
+    let mut link = handshake.map_err(|_| Ended::HandshakeTimeout)?.map_err(Ended::Handshake)?;
+    link.get_mut().0.take_turns(PacketsGo::In);
     let mut connection = Connection::new(link, sink);
     connection.run(config, stop).await?;
     // Whether the peer hears the goodbye makes no difference to anyone.
-    let _ = timeout(GOODBYE, connection.writer.shutdown()).await;
+    let _ = timeout(GOODBYE, connection.goodbye()).await;
     Ok(())
 }
 
@@ -266,7 +376,14 @@ struct Connection<L, S> {
     buffer: Box<[u8]>,
     /// The part of the buffer that the session has not taken yet.
     unread: std::ops::Range<usize>,
+    /// Packets and padding that came.
+    taken: u64,
 }
+
+/// Answers that wait for the system to take them are never more than this, which bounds [`Writing`] here: nothing is
+/// taken from a peer while an answer waits.
+const MAX_ANSWERS: usize = WINDOW * ANSWER_LEN;
+const _: () = assert!(MAX_ANSWERS < 512);
 
 impl<L: AsyncRead + AsyncWrite, S: PacketSink> Connection<L, S> {
     fn new(link: L, sink: Arc<S>) -> Self {
@@ -280,16 +397,18 @@ impl<L: AsyncRead + AsyncWrite, S: PacketSink> Connection<L, S> {
             writing: Writing::default(),
             buffer: vec![0; READ_LEN].into_boxed_slice(),
             unread: 0..0,
+            taken: 0,
         }
     }
 
     /// Serves until the peer ends, or `stop` or the lifetime ends it; then finishes what is under way.
     async fn run(&mut self, config: &ListenConfig, stop: &CancellationToken) -> Result<(), Ended> {
-        let old = Instant::now() + config.max_lifetime;
+        let began = Instant::now();
         let mut reading = true;
-        let mut idle_since = Instant::now();
+        let mut idle_since = began;
         loop {
-            let wants_input = self.go_on()?;
+            let wants_input = self.go_on(config.max_packets)?;
+            reading &= self.taken < config.max_packets;
             if !reading && self.session.is_settled() && self.writing.is_done() {
                 return Ok(());
             }
@@ -310,8 +429,13 @@ impl<L: AsyncRead + AsyncWrite, S: PacketSink> Connection<L, S> {
                     Err(_) => return Err(Ended::Sink),
                 },
                 // A slow disk is not the peer's fault.
-                () = sleep_until(idle_since + config.idle_timeout), if self.stores.is_empty() => return Err(Ended::Idle),
-                () = sleep_until(old), if reading => reading = false,
+                () = sleep_until(idle_since + config.idle_timeout), if self.stores.is_empty() => {
+                    return Err(if self.writing.is_done() { Ended::Idle } else { Ended::Unread });
+                }
+                () = sleep_until(began + config.handshake_timeout), if !self.session.is_agreed() => {
+                    return Err(Ended::HandshakeTimeout);
+                }
+                () = sleep_until(began + config.max_lifetime), if reading => reading = false,
                 () = stop.cancelled(), if reading => reading = false,
             }
             idle_since = Instant::now();
@@ -320,18 +444,23 @@ impl<L: AsyncRead + AsyncWrite, S: PacketSink> Connection<L, S> {
 
     /// Lets the session go on as far as it can; true when it needs more input. While an answer waits to be written
     /// nothing new is taken: a peer that does not read is not listened to.
-    fn go_on(&mut self) -> Result<bool, PeerMisbehaved> {
+    fn go_on(&mut self, max_packets: u64) -> Result<bool, PeerMisbehaved> {
         while self.writing.is_empty() {
+            if self.taken >= max_packets {
+                self.unread = 0..0;
+            }
             let mut input = self.buffer.get(self.unread.clone()).unwrap_or_default();
             let step = self.session.step(&mut input)?;
             self.unread.start = self.unread.end - input.len();
             match step {
                 Step::Send(octets) => self.writing.push(octets),
                 Step::Packet(ticket, packet) => {
+                    self.taken += 1;
                     let sink = Arc::clone(&self.sink);
                     self.stores.spawn(async move { (ticket, sink.store(packet).await) });
                 }
                 Step::Junk(ticket, junk) => {
+                    self.taken += 1;
                     let sink = Arc::clone(&self.sink);
                     self.stores.spawn(async move { (ticket, sink.forget(junk).await) });
                 }
@@ -340,6 +469,14 @@ impl<L: AsyncRead + AsyncWrite, S: PacketSink> Connection<L, S> {
             }
         }
         Ok(false)
+    }
+
+    /// Says goodbye, and listens until the peer has heard it: a socket that is closed with octets unread would take
+    /// back the last answers.
+    async fn goodbye(&mut self) {
+        if self.writer.shutdown().await.is_ok() {
+            while self.reader.read(&mut self.buffer).await.is_ok_and(|count| count > 0) {}
+        }
     }
 }
 
@@ -391,7 +528,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn silent_peer_is_closed_after_the_idle_timeout() {
-        let (near, _far) = tokio::io::duplex(1 << 20);
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        far.write_all(b"MMTP 0.3\r\n").await.unwrap();
         let config = ListenConfig::default();
         let began = Instant::now();
         let ended = Connection::new(near, Arc::new(Full)).run(&config, &CancellationToken::new()).await;
@@ -400,10 +538,85 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn trickling_peer_is_closed_at_the_end_of_the_lifetime() {
+    async fn version_exchange_that_does_not_end_is_closed_after_the_handshake_timeout() {
         let (near, mut far) = tokio::io::duplex(1 << 20);
         let trickle = tokio::spawn(async move {
             while far.write_all(b"M").await.is_ok() {
+                sleep(Duration::from_secs(1)).await;
+            }
+        });
+        let began = Instant::now();
+        let ended =
+            Connection::new(near, Arc::new(Full)).run(&ListenConfig::default(), &CancellationToken::new()).await;
+        assert!(matches!(ended, Err(Ended::HandshakeTimeout)), "{ended:?}");
+        assert_eq!(began.elapsed().as_secs(), 30);
+        trickle.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn peer_that_does_not_read_is_closed_after_the_idle_timeout_and_not_listened_to() {
+        // Room for the version line and no answer.
+        let (near, mut far) = tokio::io::duplex(16);
+        let attack = tokio::spawn(async move {
+            let mut said = 0;
+            far.write_all(b"MMTP 0.3\r\n").await.unwrap();
+            while far.write_all(&Command::Send.unit(&packet())).await.is_ok() {
+                said += 1;
+            }
+            said
+        });
+        let mut connection = Connection::new(near, Arc::new(Full));
+        let ended = connection.run(&ListenConfig::default(), &CancellationToken::new()).await;
+        assert!(matches!(ended, Err(Ended::Unread)), "{ended:?}");
+        assert!(connection.writing.len() <= MAX_ANSWERS, "{} octets wait", connection.writing.len());
+        drop(connection);
+        assert!(attack.await.unwrap() <= WINDOW);
+    }
+
+    #[tokio::test]
+    async fn no_more_than_the_number_of_packets_is_taken_and_all_of_them_are_answered() {
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        far.write_all(b"MMTP 0.3\r\n").await.unwrap();
+        for command in [Command::Send, Command::Junk, Command::Send] {
+            far.write_all(&command.unit(&packet())).await.unwrap();
+        }
+        let config = ListenConfig { max_packets: 2, ..ListenConfig::default() };
+        let mut connection = Connection::new(near, Arc::new(Full));
+        connection.run(&config, &CancellationToken::new()).await.unwrap();
+        drop(connection);
+        let mut answers = Vec::new();
+        far.read_to_end(&mut answers).await.unwrap();
+        assert_eq!(answers.len(), b"MMTP 0.3\r\n".len() + 2 * ANSWER_LEN);
+    }
+
+    #[tokio::test]
+    async fn one_port_of_ipv4_and_of_ipv6_are_two_listeners() {
+        // One of the other may be taken, then the next will do.
+        for _ in 0..100 {
+            let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+            let both = vec![SocketAddr::from(([0, 0, 0, 0], free)), SocketAddr::from((Ipv6Addr::UNSPECIFIED, free))];
+            let Ok(mut sockets) = Sockets::open(&both.clone().try_into().unwrap(), 65536) else { continue };
+            assert_eq!(sockets.open.iter().map(|socket| socket.address).collect::<Vec<_>>(), both);
+            for peer in ["127.0.0.1", "::1", "127.0.0.1"] {
+                let peer: IpAddr = peer.parse().unwrap();
+                let (arrival, _near) = tokio::join!(sockets.accept(), TcpStream::connect((peer, free)));
+                let arrival = arrival.unwrap();
+                assert_eq!((arrival.peer.ip(), arrival.port), (peer, free));
+            }
+            return;
+        }
+        panic!("a machine without IPv6, or without a free port");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn trickling_peer_is_closed_at_the_end_of_the_lifetime() {
+        let (near, mut far) = tokio::io::duplex(1 << 20);
+        let trickle = tokio::spawn(async move {
+            far.write_all(b"MMTP 0.3\r\n").await.unwrap();
+            for octet in Command::Send.unit(&packet()).chunks(1) {
+                if far.write_all(octet).await.is_err() {
+                    return;
+                }
                 sleep(Duration::from_secs(60)).await;
             }
         });

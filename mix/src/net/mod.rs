@@ -2,9 +2,12 @@
 //!
 //! What is said over a link is `crate::mmtp`'s; here are the sockets, the time limits and the proof of who is there.
 
+pub mod addresses;
+pub mod bandwidth;
 pub mod connect;
 pub mod fetch;
 pub mod listen;
 pub mod loopback;
+pub mod resolve;
 pub mod tls;
 mod writing;

@@ -40,6 +40,7 @@ use x509_parser::oid_registry::{
 };
 use x509_parser::x509::SubjectPublicKeyInfo;
 
+use super::bandwidth::Metered;
 use crate::crypto::KeyId;
 use crate::crypto::pk::{InvalidKey, PrivateKey, PublicKey};
 use crate::directory::Nickname;
@@ -212,16 +213,16 @@ impl fmt::Debug for LinkIdentity {
 }
 
 /// A link that a peer has opened to us.
-pub type ServerLink = tokio_rustls::server::TlsStream<TcpStream>;
+pub type ServerLink = tokio_rustls::server::TlsStream<Metered<TcpStream>>;
 
 /// A link that we have opened to a mix.
-pub type ClientLink = tokio_rustls::client::TlsStream<TcpStream>;
+pub type ClientLink = tokio_rustls::client::TlsStream<Metered<TcpStream>>;
 
 /// Answers the handshake of a peer under this identity.
 ///
 /// # Errors
 /// What TLS says.
-pub async fn accept(identity: &LinkIdentity, stream: TcpStream) -> io::Result<ServerLink> {
+pub async fn accept(identity: &LinkIdentity, stream: Metered<TcpStream>) -> io::Result<ServerLink> {
     TlsAcceptor::from(identity.server_config()).accept(stream).await
 }
 
@@ -229,9 +230,9 @@ pub async fn accept(identity: &LinkIdentity, stream: TcpStream) -> io::Result<Se
 ///
 /// # Errors
 /// What TLS says; [`LinkError::find`] tells whether the peer was the wrong one.
-pub async fn connect(expected: KeyId, now: SystemTime, stream: TcpStream) -> io::Result<ClientLink> {
+pub async fn connect(expected: KeyId, now: SystemTime, stream: Metered<TcpStream>) -> io::Result<ClientLink> {
     // Not compared with anything: the key id says who must be there.
-    let name = ServerName::IpAddress(stream.peer_addr()?.ip().into());
+    let name = ServerName::IpAddress(stream.get_ref().peer_addr()?.ip().into());
     TlsConnector::from(client_config(expected, now)).connect(name, stream).await
 }
 

@@ -24,6 +24,12 @@ impl Writing {
         }
     }
 
+    /// Octets that have not been handed to the link.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.octets.len() - self.written
+    }
+
     /// Whether all octets have been handed to the link.
     pub(super) fn is_empty(&self) -> bool {
         self.written == self.octets.len()

@@ -11,6 +11,11 @@ use super::retry::{RetrySchedule, RetryStep};
 use crate::batch::{self, DynamicPool, Pool};
 use crate::deliver::mail::MailConfig;
 use crate::deliver::smtp::SmtpExitConfig;
+use crate::net::addresses::{Access, ListenAddresses};
+use crate::net::bandwidth::{Bandwidth, BandwidthConfig};
+use crate::net::connect::{ConnectConfig, Connector};
+use crate::net::listen::ListenConfig;
+use crate::net::resolve::{ResolveConfig, Resolver};
 use crate::payload::Capacity;
 use crate::payload::fragment::Fragmentation;
 
@@ -26,11 +31,11 @@ pub struct NodeConfig {
     pub contact: String,
     /// Where it keeps keys and queues. Nobody else may read this folder.
     pub home: PathBuf,
-    /// Where it listens for other mixes.
-    pub listen: SocketAddr,
+    /// Where it listens for other mixes: one address and port, or a list of them.
+    pub listen: ListenAddresses,
     /// The host name or IPv4 address that other mixes connect to; published in the descriptor.
     pub host: String,
-    /// The port that other mixes connect to, where it is not the one of `listen` (a forwarded port). 0: the same.
+    /// The port that other mixes connect to, where it is not the first one of `listen` (a forwarded port). 0: the same.
     pub port: u16,
     /// The fingerprint of the operator's OpenPGP key; published where it is not empty.
     pub contact_fingerprint: String,
@@ -42,8 +47,12 @@ pub struct NodeConfig {
     pub mixing: MixingConfig,
     /// What is sent to be taken for packets of people.
     pub dummies: DummiesConfig,
+    /// Whose connections are taken, and their limits.
+    pub incoming: ListenConfig,
     /// How packets reach the next mix.
     pub outgoing: OutgoingConfig,
+    /// How much passes over the links.
+    pub bandwidth: BandwidthConfig,
     /// Delivery as e-mail.
     pub smtp: SmtpDeliveryConfig,
     /// Delivery to users of this node.
@@ -63,7 +72,7 @@ impl Default for NodeConfig {
             nickname: "Unnamed".into(),
             contact: "nobody@example.invalid".into(),
             home: "node".into(),
-            listen: SocketAddr::from(([0, 0, 0, 0], 48099)),
+            listen: SocketAddr::from(([0, 0, 0, 0], 48099)).into(),
             host: "localhost".into(),
             port: 0,
             contact_fingerprint: String::new(),
@@ -71,7 +80,9 @@ impl Default for NodeConfig {
             keys: KeysConfig::default(),
             mixing: MixingConfig::default(),
             dummies: DummiesConfig::default(),
+            incoming: ListenConfig::default(),
             outgoing: OutgoingConfig::default(),
+            bandwidth: BandwidthConfig::default(),
             smtp: SmtpDeliveryConfig::default(),
             mbox: MboxDeliveryConfig::default(),
             fragments: FragmentsConfig::default(),
@@ -143,6 +154,22 @@ pub struct OutgoingConfig {
     /// standing: anybody can write a packet that makes this process call at an address of his.
     #[serde(deserialize_with = "two_or_more")]
     pub connections: usize,
+    /// Whom to connect to. The port of a rule is the port that is connected to.
+    pub access: Access,
+    /// How long the host name may take to be looked up, and its addresses, all together, to answer.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// How long the TLS handshake may take.
+    #[serde(with = "humantime_serde")]
+    pub handshake_timeout: Duration,
+    /// How long nothing may come or go while packets wait for their answer.
+    #[serde(with = "humantime_serde")]
+    pub progress_timeout: Duration,
+    /// How long the addresses of a host are remembered.
+    #[serde(with = "humantime_serde")]
+    pub address_lifetime: Duration,
+    /// Host names looked up at a time. Each holds a thread.
+    pub lookups: usize,
 }
 
 fn two_or_more<'de, D: Deserializer<'de>>(value: D) -> Result<usize, D::Error> {
@@ -163,7 +190,33 @@ impl Default for OutgoingConfig {
             RetryStep { every: hours(1), during: hours(24) },
             RetryStep { every: hours(7), during: hours(5 * 24) },
         ]);
-        Self { retry, connections: 16 }
+        let (connect, resolve) = (ConnectConfig::default(), ResolveConfig::default());
+        Self {
+            retry,
+            connections: 16,
+            access: Access::default(),
+            connect_timeout: connect.connect_timeout,
+            handshake_timeout: connect.handshake_timeout,
+            progress_timeout: connect.progress_timeout,
+            address_lifetime: resolve.lifetime,
+            lookups: resolve.lookups,
+        }
+    }
+}
+
+impl OutgoingConfig {
+    /// What connects as these settings say, within `bandwidth`.
+    pub fn connector(&self, bandwidth: Option<Bandwidth>) -> Connector {
+        let config = ConnectConfig {
+            connect_timeout: self.connect_timeout,
+            handshake_timeout: self.handshake_timeout,
+            progress_timeout: self.progress_timeout,
+            ..ConnectConfig::default()
+        };
+        let resolve = ResolveConfig { lifetime: self.address_lifetime, lookups: self.lookups };
+        Connector::new(config, Resolver::system(resolve))
+            .with_policy(self.access.policy().clone())
+            .with_bandwidth(bandwidth)
     }
 }
 

@@ -58,6 +58,8 @@ counters! {
     relayed,
     /// Attempts to reach a mix that failed.
     unreachable,
+    /// Those of them that the rules for outgoing connections forbid.
+    denied,
     /// Packets given up because their mix was not reached in time.
     expired,
     /// Dummies made here, to leave with a batch. They count among the mixed and the relayed, as whatever they are to be

@@ -14,7 +14,6 @@ use super::config::NodeConfig;
 use super::keys::{DESCRIPTOR, DatedKey, KeyError, Keyring, PUBLISHED, packet_key_files, replace};
 use super::publish::Published;
 use super::start::{NodeError, weaknesses};
-use crate::directory::Policy;
 use crate::directory::descriptor::{CLOCK_SKEW, Delivery, Descriptor};
 use crate::directory::fields::DescriptorFields;
 use crate::packet::HostName;
@@ -68,9 +67,9 @@ fn fields(
         software: concat!("mixgate ", env!("CARGO_PKG_VERSION")).to_owned(),
         why_insecure: (!insecurities.is_empty()).then(|| insecurities.join(", ")),
         listens_at: Some((host, if config.port == 0 { port } else { config.port })),
-        takes_from: Policy::default(),
+        takes_from: config.incoming.access.policy().clone(),
         connects: true,
-        connects_to: Policy::default(),
+        connects_to: config.outgoing.access.policy().clone(),
         smtp: config.smtp.enabled.then(|| delivery(config.smtp.max_size, config.smtp.mail.allow_from)),
         mbox: config.mbox.enabled.then(|| delivery(config.mbox.max_size, true)),
         fragmented: config.fragments.enabled.then(|| config.fragments.most_fragments()),

@@ -21,7 +21,7 @@ use super::counters::Counters;
 use super::durable;
 use super::mixing::Rhythm;
 use super::network::Network;
-use crate::net::connect::{self, ConnectConfig, Delivery, Outcome, Undelivered, Unit};
+use crate::net::connect::{Connector, Delivery, Outcome, Undelivered, Unit};
 use crate::packet::NextHop;
 use crate::store::queue::outgoing::{self, Cargo, Destination};
 use crate::store::queue::{DestinationId, OutgoingId};
@@ -46,7 +46,7 @@ pub(super) struct Outgoing {
     pub(super) config: watch::Receiver<OutgoingConfig>,
     /// The schedule is rounded to its interval.
     pub(super) rhythm: watch::Receiver<Rhythm>,
-    pub(super) connect: ConnectConfig,
+    pub(super) connect: Connector,
     /// Batches that have left since the start.
     pub(super) firings: watch::Receiver<u64>,
     /// Who is listed is in good standing from the start. `None`: nobody is.
@@ -113,13 +113,19 @@ impl Outgoing {
 
     async fn serve_seated(&self, destination: Destination, good: bool, firing: u64, seats: &Seats) -> Ended {
         let (id, next) = (destination.id, destination.next.clone());
-        let served = match seats.take(good).await {
-            Err(_) => Served::Stopped,
-            Ok(_seat) => self.serve(destination).await.unwrap_or_else(|e| {
-                error!(error = %e, "the outgoing packets cannot be served");
-                Served::Later(1)
-            }),
+        // Before a seat is taken: a slow name server must not hold up those whose address is known.
+        let served = match self.stop.run_until_cancelled(self.connect.prepare(&next)).await {
+            None => Ok(Served::Stopped),
+            Some(Err(why)) => self.not_reached(id, destination.attempts, Some(&why)).await,
+            Some(Ok(())) => match seats.take(good).await {
+                Err(_) => Ok(Served::Stopped),
+                Ok(_seat) => self.serve(destination).await,
+            },
         };
+        let served = served.unwrap_or_else(|e| {
+            error!(error = %e, "the outgoing packets cannot be served");
+            Served::Later(1)
+        });
         Ended { id, next, firing, served }
     }
 
@@ -135,8 +141,7 @@ impl Outgoing {
                 return Ok(Served::Taken);
             }
             let (junk, units) = self.units(cargo);
-            let delivery =
-                connect::deliver(&destination.next, units, &self.connect, self.world.now(), &self.stop).await;
+            let delivery = self.connect.deliver(&destination.next, units, self.world.now(), &self.stop).await;
             let Delivery { outcomes, failure } = delivery;
             let (taken, refused): (Vec<_>, Vec<_>) =
                 outcomes.into_iter().partition(|(_, outcome)| *outcome == Outcome::Delivered);
@@ -145,16 +150,14 @@ impl Outgoing {
             if self.stop.is_cancelled() {
                 return Ok(Served::Stopped);
             }
-            // A connection has its time. What is left goes into the next, when all others have had their turn.
-            if progress && matches!(failure, Some(Undelivered::LifetimeOver)) {
+            // A connection has its time and its number of packets. What is left goes into the next, when all others have had their turn.
+            if progress && matches!(failure, Some(Undelivered::LifetimeOver | Undelivered::Closed)) {
                 return Ok(Served::Taken);
             }
             if !refused.is_empty() {
-                // Neither which mix nor how many packets: at this level the log is kept.
-                debug!(why = ?failure.map(|why| why.to_string()), "a mix was not reached");
-                self.counters.unreachable(1);
                 // Whoever took something has no failures behind him.
-                return self.put_off(id, if progress { 0 } else { destination.attempts }).await;
+                let before = if progress { 0 } else { destination.attempts };
+                return self.not_reached(id, before, failure.as_ref()).await;
             }
         }
     }
@@ -181,6 +184,19 @@ impl Outgoing {
             self.counters.junk(padding as u64);
             durable::note(&self.db, &self.stop, move |tx| outgoing::sent(tx, &taken)).await;
         }
+    }
+
+    async fn not_reached(
+        &self,
+        id: DestinationId,
+        before: u32,
+        why: Option<&Undelivered>,
+    ) -> Result<Served, StoreError> {
+        // Neither which mix nor how many packets: at this level the log is kept.
+        debug!(why = ?why.map(ToString::to_string), "a mix was not reached");
+        self.counters.unreachable(1);
+        self.counters.denied(matches!(why, Some(Undelivered::Denied)).into());
+        self.put_off(id, before).await
     }
 
     /// After one more failure than `before`.

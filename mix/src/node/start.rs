@@ -32,8 +32,8 @@ use crate::deliver::smtp::{InvalidSmtpExit, SmtpExit};
 use crate::directory::descriptor::Descriptor;
 use crate::directory::fields::Unsignable;
 use crate::directory::nickname::{InvalidNickname, Nickname};
-use crate::net::connect::ConnectConfig;
-use crate::net::listen::{ListenConfig, ListenError, MmtpListener};
+use crate::net::bandwidth::{Bandwidth, InvalidBandwidth};
+use crate::net::listen::{ListenError, MmtpListener};
 use crate::net::tls::{IdentityError, LinkIdentity};
 use crate::packet::routing::InvalidRouting;
 use crate::store::inbox::Arrival;
@@ -77,6 +77,15 @@ pub enum NodeError {
     /// The port.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// `node.incoming.access`.
+    #[error("node.incoming.access allows nobody at port {port}; a rule that names no port is for 48099 alone")]
+    Access {
+        /// Where nobody could come in.
+        port: u16,
+    },
+    /// `node.bandwidth`.
+    #[error("node.bandwidth")]
+    Bandwidth(#[from] InvalidBandwidth),
     /// What the descriptor would say.
     #[error("the descriptor")]
     Descriptor(#[from] Unsignable),
@@ -111,6 +120,8 @@ impl NodeError {
             | Self::Host(_)
             | Self::Mixing(_)
             | Self::Interval
+            | Self::Access { .. }
+            | Self::Bandwidth(_)
             | Self::Descriptor(_)
             | Self::ReturnAddress(_)
             | Self::Smtp(_)
@@ -149,8 +160,10 @@ pub struct Node;
 /// A node that runs.
 #[derive(Debug)]
 pub struct RunningNode {
-    /// Where it listens.
+    /// Where it listens; the first place, if there are several.
     pub address: SocketAddr,
+    /// All places where it listens.
+    pub addresses: Vec<SocketAddr>,
     /// Its queues: whoever puts a packet into the pool sends through this node.
     pub db: Db,
     keyring: SharedKeyring,
@@ -181,7 +194,7 @@ impl RunningNode {
     /// Takes other settings for keys and descriptors: those that the descriptors state are signed and published again,
     /// with the same keys, if they have changed; `node.keys` holds for keys to come, its overlap for all, and whether
     /// keys are sealed is a matter of the start. Signs a descriptor for the check, so call it where that may take a
-    /// moment.
+    /// moment. Rules about addresses are obeyed, and so published, as they were at the start.
     ///
     /// # Errors
     /// [`NodeError`] for settings that cannot be taken; nothing changes then. The nickname is one of them.
@@ -193,9 +206,12 @@ impl RunningNode {
         }
         let Self { keyring, world, address, .. } = self;
         describe::check(config, address.port(), &rotation::held(keyring), world.now(), &mut world.dice())?;
-        // Its folder was chosen at the start.
-        let home = self.config.borrow().home.clone();
-        self.config.send_replace(Arc::new(NodeConfig { home, ..config.clone() }));
+        let start = Arc::clone(&self.config.borrow());
+        // Its folder was chosen at the start; and rules are published as its sockets obey them, which is since then.
+        let (home, incoming) = (start.home.clone(), start.incoming.clone());
+        let mut config = NodeConfig { home, incoming, ..config.clone() };
+        config.outgoing.access = start.outgoing.access.clone();
+        self.config.send_replace(Arc::new(config));
         Ok(())
     }
 
@@ -242,6 +258,7 @@ impl Node {
         if config.mixing.interval.is_zero() {
             return Err(NodeError::Interval);
         }
+        let bandwidth = bandwidth(config)?;
         warn_of_weakness(config, directory.is_some());
         let plan = KeyPlan::new(&config.keys)?;
         let passphrase = match (config.keys.sealed, passphrase) {
@@ -265,7 +282,11 @@ impl Node {
         let link = LinkIdentity::new(&identity, &nickname, world.now(), &mut dice)?;
         let (renew, link) = watch::channel(Arc::new(link));
         let listener =
-            MmtpListener::bind(config.listen, link, ListenConfig::default(), Arc::new(incoming.clone())).await?;
+            MmtpListener::bind(config.listen.clone(), link, config.incoming.clone(), Arc::new(incoming.clone()))
+                .await?;
+        let listener = listener.with_bandwidth(bandwidth.clone());
+        let addresses = listener.local_addrs();
+        check_access(config, &addresses)?;
         let address = listener.local_addr();
         let (settings, in_force) = watch::channel(Arc::new(config.clone()));
         let rotation = Rotation::start(Office {
@@ -323,11 +344,11 @@ impl Node {
         let dummies = directory.as_ref().filter(|_| config.dummies.enabled);
         let dummies = dummies.map(|known| Dummies::new(config.dummies.clone(), known.clone(), own, counters.clone()));
         let rhythm = Rhythm { pool, interval: config.mixing.interval };
-        let carry = Carry { db: db.clone(), rhythm, own: Some(own), dummies, directory };
+        let carry = Carry { db: db.clone(), rhythm, own: Some(own), dummies, directory, bandwidth };
         carry.spawn(&mut tasks, bells, config.outgoing.clone(), counters, world.clone(), stop);
         info!(%nickname, key = %own, %address, "the node is up");
         let config = settings;
-        Ok(RunningNode { address, db, keyring, config, descriptors, publish_again, world, tasks, threads })
+        Ok(RunningNode { address, addresses, db, keyring, config, descriptors, publish_again, world, tasks, threads })
     }
 }
 
@@ -344,7 +365,7 @@ impl Sending {
         let Parts { world, counters, directory, stop, .. } = parts;
         // No dummies: they would come from a user as regularly as from a mix, and say that there is one.
         let rhythm = Rhythm { pool: Pool::Timed, interval };
-        let carry = Carry { db, rhythm, own: None, dummies: None, directory };
+        let carry = Carry { db, rhythm, own: None, dummies: None, directory, bandwidth: None };
         carry.spawn(&mut tasks, Bells::default(), outgoing, counters, world, stop);
         Self { tasks }
     }
@@ -367,6 +388,7 @@ struct Carry {
     own: Option<KeyId>,
     dummies: Option<Dummies>,
     directory: Option<Network>,
+    bandwidth: Option<Bandwidth>,
 }
 
 impl Carry {
@@ -379,14 +401,15 @@ impl Carry {
         world: World,
         stop: CancellationToken,
     ) {
-        let Self { db, rhythm, own, dummies, directory } = self;
+        let Self { db, rhythm, own, dummies, directory, bandwidth } = self;
         let (_, rhythm) = watch::channel(rhythm);
+        let connect = config.connector(bandwidth);
         let (_, config) = watch::channel(config);
         let outgoing = Outgoing {
             db: db.clone(),
             config,
             rhythm: rhythm.clone(),
-            connect: ConnectConfig::default(),
+            connect,
             firings: bells.firings.subscribe(),
             network: directory,
             counters: counters.clone(),
@@ -395,6 +418,22 @@ impl Carry {
         };
         tasks.spawn(outgoing.run());
         tasks.spawn(Mixing { db, rhythm, own, dummies, bells, counters }.run(world, stop));
+    }
+}
+
+/// The limit for all links of the node, of which each must get a packet through before anybody gives it up.
+fn bandwidth(config: &NodeConfig) -> Result<Option<Bandwidth>, NodeError> {
+    let links = config.incoming.max_connections.saturating_add(config.outgoing.connections);
+    let patience = config.incoming.idle_timeout.min(config.outgoing.progress_timeout);
+    Ok(config.bandwidth.limit(links, patience)?)
+}
+
+/// Rules that let nobody in at a port of this node were not meant so.
+fn check_access(config: &NodeConfig, addresses: &[SocketAddr]) -> Result<(), NodeError> {
+    let policy = config.incoming.access.policy();
+    match addresses.iter().map(SocketAddr::port).find(|port| !policy.opens(*port)) {
+        Some(port) => Err(NodeError::Access { port }),
+        None => Ok(()),
     }
 }
 
@@ -446,6 +485,8 @@ fn mbox_way(config: &MboxDeliveryConfig, mailboxes: Arc<dyn LocalMailboxes<Arriv
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::addresses::{Access, ListenAddresses};
+    use crate::net::bandwidth::BandwidthConfig;
     use crate::node::config::{DummiesConfig, MixingConfig};
 
     fn with(mixing: MixingConfig) -> NodeConfig {
@@ -486,5 +527,64 @@ mod tests {
         let expected = ["Log is too verbose", "Mix algorithm is not secure", "Mix interval under 15 minutes"];
         let config = NodeConfig { elsewhere: vec!["Log is too verbose"], ..with(mixing) };
         assert_eq!(weaknesses(&config), expected);
+    }
+
+    #[tokio::test]
+    async fn node_listens_at_all_its_addresses_and_publishes_its_rules_and_the_first_port() {
+        let home = tempfile::tempdir().unwrap();
+        let listen = ["127.0.0.1:0", "[::1]:0"].map(|address| address.parse().unwrap()).to_vec();
+        let rules = ["deny 192.0.2.7", "deny 2001:db8::/32", "allow * 1-65535"].map(str::to_owned).to_vec();
+        let mut config = NodeConfig {
+            home: home.path().join("node"),
+            listen: ListenAddresses::try_from(listen).unwrap(),
+            ..NodeConfig::default()
+        };
+        config.incoming.access = Access::try_from(rules).unwrap();
+        let parts = Parts {
+            world: World::real(),
+            counters: Counters::default(),
+            mailboxes: None,
+            network: NetworkConfig::default(),
+            directory: None,
+            passphrase: None,
+            stop: CancellationToken::new(),
+        };
+        let stop = parts.stop.clone();
+        let node = Node::start(&config, parts).await.unwrap();
+        let [v4, v6] = node.addresses[..] else { panic!("{:?}", node.addresses) };
+        assert!(v4.is_ipv4() && v6.is_ipv6() && node.address == v4);
+        for address in [v4, v6] {
+            tokio::net::TcpStream::connect(address).await.unwrap();
+        }
+        let descriptor = node.descriptor();
+        let incoming = descriptor.incoming().unwrap();
+        assert_eq!(incoming.port, v4.port());
+        assert_eq!(incoming.policy.rules().len(), 2, "without the rule of IPv6");
+        assert!(descriptor.text().contains("\nDeny: 192.0.2.7\nAllow: * 1-65535\n[Outgoing/MMTP]\n"));
+        stop.cancel();
+        node.ended().await;
+    }
+
+    #[test]
+    fn rules_that_let_nobody_in_at_a_port_of_the_node_are_refused_by_name() {
+        let mut config = NodeConfig::default();
+        config.incoming.access = Access::try_from(vec!["allow *".to_owned()]).unwrap();
+        let at = |ports: &[u16]| ports.iter().map(|port| SocketAddr::from(([0, 0, 0, 0], *port))).collect::<Vec<_>>();
+        assert!(check_access(&config, &at(&[48099])).is_ok());
+        let refused = check_access(&config, &at(&[48099, 5000])).unwrap_err();
+        assert!(matches!(refused, NodeError::Access { port: 5000 }) && refused.is_configuration(), "{refused:?}");
+    }
+
+    #[test]
+    fn bandwidth_that_would_starve_its_links_is_refused_by_name_and_fewer_links_need_less() {
+        let mut config = NodeConfig { bandwidth: BandwidthConfig { average: 8192, spike: 0 }, ..NodeConfig::default() };
+        let refused = bandwidth(&config).unwrap_err();
+        let too_little = InvalidBandwidth::TooLittle { average: 8192, links: 272, needed: 30_639 };
+        assert!(matches!(refused, NodeError::Bandwidth(why) if why == too_little), "{refused:?}");
+        assert!(refused.is_configuration());
+        config.incoming.max_connections = 32;
+        assert!(bandwidth(&config).unwrap().is_some());
+        config.bandwidth = BandwidthConfig::default();
+        assert!(bandwidth(&config).unwrap().is_none(), "off by default");
     }
 }

@@ -18,7 +18,7 @@ use super::config::NetworkConfig;
 use super::network::Network;
 use crate::crypto::KeyId;
 use crate::crypto::pk::PrivateKey;
-use crate::directory::{Descriptor, DescriptorFields, DirectoryFields, Status, Voter};
+use crate::directory::{Descriptor, DescriptorFields, DirectoryFields, Policy, Status, Voter};
 use crate::net::listen::{ListenConfig, MmtpListener, PacketSink};
 use crate::net::tls::LinkIdentity;
 use crate::packet::build::Hop;
@@ -76,7 +76,9 @@ fn descriptor(number: u64) -> Arc<Descriptor> {
         software: "mixgate".to_owned(),
         why_insecure: None,
         listens_at: Some((HostName::parse("127.0.0.1").unwrap(), 48099)),
+        takes_from: Policy::default(),
         connects: true,
+        connects_to: Policy::default(),
         smtp: None,
         mbox: None,
         fragmented: None,

@@ -1,5 +1,5 @@
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -8,7 +8,10 @@ use tokio::time::timeout;
 use super::*;
 use crate::batch::Pool;
 use crate::crypto::KeyId;
+use crate::directory::Policy;
+use crate::net::connect::ConnectConfig;
 use crate::net::listen::{PacketSink, Refused};
+use crate::net::resolve::{ResolveConfig, Resolver};
 use crate::node::retry::{RetrySchedule, RetryStep};
 use crate::node::testing::{PATIENCE, key_id, listening, observed};
 use crate::packet::{HostName, HostRoute, PACKET_LEN, Packet};
@@ -42,7 +45,7 @@ fn bench(retry: Vec<RetryStep>) -> Bench {
         db: Db::open(&home.path().join("node/node.db"), &NODE_SCHEMAS).unwrap(),
         config: watch::channel(config).1,
         rhythm: watch::channel(Rhythm { pool: Pool::Timed, interval: INTERVAL }).1,
-        connect: ConnectConfig::default(),
+        connect: OutgoingConfig::default().connector(None),
         firings,
         network: None,
         counters: Counters::default(),
@@ -58,7 +61,11 @@ fn tries(count: u32) -> Vec<RetryStep> {
 }
 
 fn host(port: u16, key_id: KeyId) -> NextHop {
-    NextHop::Host(HostRoute { host: HostName::parse("127.0.0.1").unwrap(), port, key_id })
+    named("127.0.0.1", port, key_id)
+}
+
+fn named(host: &str, port: u16, key_id: KeyId) -> NextHop {
+    NextHop::Host(HostRoute { host: HostName::parse(host).unwrap(), port, key_id })
 }
 
 /// A mix that nobody runs.
@@ -165,6 +172,58 @@ async fn packets_are_dropped_and_counted_when_the_schedule_is_over() {
     assert_eq!((bench.counts().expired, bench.waiting()), (2, 0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn name_service_that_is_down_is_a_mix_that_is_away_and_asked_again_with_the_next_try() {
+    let mut bench = bench(tries(5));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let resolver = Resolver::asking(ResolveConfig::default(), move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async { Err(std::io::Error::other("name service down")) })
+    });
+    bench.outgoing.connect = Connector::new(ConnectConfig::default(), resolver);
+    bench.queue(&named("mix.example", 48099, KeyId([3; 20])), 3);
+    for tried in 1..=2 {
+        let destination = bench.destinations().remove(0);
+        assert_eq!(bench.outgoing.serve(destination).await.unwrap(), Served::Later(1));
+        assert_eq!(bench.waiting(), 3, "nothing is lost");
+        assert_eq!(bench.counts().unreachable, tried);
+        assert_eq!(asked.load(Ordering::Relaxed) as u64, tried, "the failure is not remembered for so long");
+        tokio::time::sleep(INTERVAL).await;
+    }
+}
+
+#[tokio::test]
+async fn slow_name_server_keeps_no_seat_from_others() {
+    let mut bench = bench(tries(5));
+    let resolver = Resolver::asking(ResolveConfig::default(), |_| Box::pin(std::future::pending()));
+    bench.outgoing.connect = Connector::new(ConnectConfig::default(), resolver);
+    // More than there are seats for strangers.
+    for number in 0..20 {
+        bench.queue(&named("mix.slow.example", 48099, KeyId([number; 20])), 1);
+    }
+    let stop = bench.outgoing.stop.clone();
+    bench.queue(&honest_mix(&stop).await, 1);
+    let running = tokio::spawn(bench.outgoing.clone().run());
+    bench.fire();
+    bench.until("a packet of another", |bench| bench.counts().relayed == 1).await;
+    assert_eq!(bench.counts().unreachable, 0, "the name server is slow still");
+    stop.cancel();
+    running.await.unwrap();
+}
+
+#[tokio::test]
+async fn destination_that_the_rules_deny_is_counted_and_tried_again_like_one_that_is_away() {
+    let mut bench = bench(tries(5));
+    let policy = Policy::new(vec!["allow 192.0.2.1".parse().unwrap()]);
+    bench.outgoing.connect = bench.outgoing.connect.clone().with_policy(policy);
+    bench.queue(&away(), 2);
+    let destination = bench.destinations().remove(0);
+    assert_eq!(bench.outgoing.serve(destination).await.unwrap(), Served::Later(1));
+    assert_eq!((bench.counts().unreachable, bench.counts().denied), (1, 1));
+    assert_eq!(bench.waiting(), 2, "nothing is lost");
+}
+
 /// The rounds of one destination that answers as told: the batches that it was tried with.
 fn tried_with(bench: &Bench, round: &mut Round, batches: std::ops::Range<u64>, served: Served) -> Vec<u64> {
     let try_with = |firing: u64| {
@@ -263,7 +322,8 @@ async fn sixteen_tarpits_do_not_keep_an_honest_mix_from_its_packets() {
 #[tokio::test]
 async fn stranger_is_served_when_the_tarpits_before_it_have_had_their_time() {
     let mut bench = bench(tries(9));
-    bench.outgoing.connect.handshake_timeout = Duration::from_secs(2);
+    let config = OutgoingConfig { handshake_timeout: Duration::from_secs(2), ..OutgoingConfig::default() };
+    bench.outgoing.connect = config.connector(None);
     let stop = bench.outgoing.stop.clone();
     let (hosts, _held) = tarpits(16).await;
     hosts.iter().for_each(|host| bench.queue(host, 1));
