@@ -37,6 +37,8 @@ pub struct NodeConfig {
     pub host: String,
     /// The port that other mixes connect to, where it is not the first one of `listen` (a forwarded port). 0: the same.
     pub port: u16,
+    /// Octets of disk space below which packets of others are refused, so that those that were taken can go on.
+    pub disk_reserve: u64,
     /// The fingerprint of the operator's OpenPGP key; published where it is not empty.
     pub contact_fingerprint: String,
     /// What people should read about this node; published where it is not empty.
@@ -75,6 +77,7 @@ impl Default for NodeConfig {
             listen: SocketAddr::from(([0, 0, 0, 0], 48099)).into(),
             host: "localhost".into(),
             port: 0,
+            disk_reserve: 256 * 1024 * 1024,
             contact_fingerprint: String::new(),
             comments: String::new(),
             keys: KeysConfig::default(),

@@ -46,6 +46,8 @@ macro_rules! counters {
 counters! {
     /// Packets that were taken from other mixes and clients.
     received,
+    /// Packets that were answered REJECTED for want of room, padding included.
+    rejected,
     /// Packets that opened under no key, or were nonsense inside.
     invalid,
     /// Packets that were seen before.

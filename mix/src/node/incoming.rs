@@ -11,10 +11,11 @@ use std::time::Duration;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::{Notify, RwLock, oneshot};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, warn};
+use tracing::error;
 
 use super::counters::Counters;
 use super::durable;
+use super::room::Room;
 use crate::crypto::Digest;
 use crate::crypto::pk::PacketKey;
 use crate::net::listen::{PacketSink, Refused};
@@ -43,17 +44,24 @@ pub struct Incoming {
     /// Rung when there are new packets among the incoming.
     pub(super) bell: Arc<Notify>,
     counters: Counters,
+    room: Room,
 }
 
 impl Incoming {
     /// Stores into `db`.
     pub fn new(db: Db, counters: Counters) -> Self {
-        Self { db, bell: Arc::new(Notify::new()), counters }
+        Self { db, bell: Arc::new(Notify::new()), counters, room: Room::default() }
+    }
+
+    /// Whether it takes packets.
+    pub fn room(&self) -> &Room {
+        &self.room
     }
 }
 
 impl PacketSink for Incoming {
     async fn store(&self, packet: Packet) -> Result<(), Refused> {
+        self.check_room()?;
         let (tell, told) = oneshot::channel();
         let (bell, counters) = (Arc::clone(&self.bell), self.counters.clone());
         // The bell is rung from the writer thread: the connection may be gone by then, the packet is not.
@@ -67,10 +75,11 @@ impl PacketSink for Incoming {
                 let _ = tell.send(stored);
             },
         );
-        taken(told).await
+        self.taken(told).await
     }
 
     async fn forget(&self, junk: Packet) -> Result<(), Refused> {
+        self.check_room()?;
         let (tell, told) = oneshot::channel();
         // Written and committed as a packet is, in the same queue behind the same others, but that it is gone again.
         self.db.submit(
@@ -79,17 +88,32 @@ impl PacketSink for Incoming {
                 let _ = tell.send(stored);
             },
         );
-        taken(told).await
+        self.taken(told).await
     }
 }
 
-/// Whether the store took it, once it is durable.
-async fn taken<T>(told: oneshot::Receiver<Result<T, StoreError>>) -> Result<(), Refused> {
-    match told.await.unwrap_or(Err(StoreError::Closed)) {
-        Ok(_) => Ok(()),
-        Err(e) => {
-            warn!(error = %e, "packets are refused: the store does not take them");
-            Err(Refused)
+impl Incoming {
+    /// Padding is refused with the packets: refused alone, they could be told from it.
+    fn check_room(&self) -> Result<(), Refused> {
+        if self.room.is_there() {
+            return Ok(());
+        }
+        self.counters.rejected(1);
+        Err(Refused)
+    }
+
+    /// Whether the store took it, once it is durable.
+    async fn taken<T>(&self, told: oneshot::Receiver<Result<T, StoreError>>) -> Result<(), Refused> {
+        match told.await.unwrap_or(Err(StoreError::Closed)) {
+            Ok(_) => {
+                self.room.taken();
+                Ok(())
+            }
+            Err(e) => {
+                self.room.refused(e);
+                self.counters.rejected(1);
+                Err(Refused)
+            }
         }
     }
 }
@@ -414,6 +438,49 @@ mod tests {
         });
         assert_eq!(mix.waiting(), (1, 3));
         assert_eq!(mix.worker.counters.snapshot().invalid, 1);
+    }
+
+    /// Lets the database grow by no page, or freely.
+    fn limit_pages(db: &Db, full: bool) {
+        db.write(move |tx| {
+            let pages = if full { tx.count("PRAGMA page_count", &[])? } else { 1_000_000 };
+            tx.first(&format!("PRAGMA max_page_count = {pages}"), &[], |_| Ok(()))
+        })
+        .unwrap();
+    }
+
+    #[tokio::test]
+    async fn full_disk_rejects_packets_loses_none_and_takes_them_again_when_there_is_room() {
+        let Mix { worker, hop: _, home } = mix();
+        let incoming = Incoming::new(worker.db.clone(), Counters::default());
+        let packet = || Packet::from_bytes(&[7; PACKET_LEN]).unwrap();
+        assert_eq!(incoming.store(packet()).await, Ok(()));
+        limit_pages(&worker.db, true);
+        assert_eq!(incoming.store(packet()).await, Err(Refused));
+        limit_pages(&worker.db, false);
+        assert_eq!(
+            incoming.store(packet()).await,
+            Err(Refused),
+            "the store is not asked before the disk was looked at"
+        );
+        let counts = incoming.counters.snapshot();
+        assert_eq!((counts.received, counts.rejected), (1, 2));
+        assert_eq!(worker.db.read(incoming::count).unwrap(), 1, "what was taken is there");
+
+        // Below the reserve for a moment, then not any more.
+        let watched = |reserve| {
+            let (room, stop) = (incoming.room().clone(), CancellationToken::new());
+            let watch = tokio::spawn(room.watch(home.path().into(), reserve, stop.clone()));
+            async move {
+                stop.cancel();
+                watch.await.unwrap();
+            }
+        };
+        watched(u64::MAX).await;
+        assert_eq!(incoming.store(packet()).await, Err(Refused));
+        watched(0).await;
+        assert_eq!(incoming.store(packet()).await, Ok(()));
+        assert_eq!(worker.db.read(incoming::count).unwrap(), 2);
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@ pub mod network;
 mod outgoing;
 pub mod publish;
 pub mod retry;
+pub mod room;
 mod rotation;
 pub mod sender;
 mod start;

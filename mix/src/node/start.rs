@@ -316,6 +316,7 @@ impl Node {
             }
         });
         tasks.spawn(listener.run(stop.clone()));
+        tasks.spawn(incoming.room().clone().watch(config.home.as_path().into(), config.disk_reserve, stop.clone()));
         tasks.spawn(rotation.run());
         tasks.spawn(link::run(renew, identity, nickname.clone(), world.clone(), stop.clone()));
         let service = ExitService {

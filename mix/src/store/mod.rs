@@ -5,6 +5,7 @@
 //! octets mean is floor 0's, when to retry or to give up is `crate::node`'s.
 
 pub mod db;
+pub mod disk;
 pub mod fragments;
 pub mod inbox;
 pub mod keyring;
