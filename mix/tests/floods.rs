@@ -27,7 +27,7 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -109,9 +109,13 @@ impl Running {
 
     /// A TCP connection of an attacker's, which has room for few octets that it does not read.
     async fn attack(&self) -> TcpStream {
+        self.attack_from(ATTACKER).await
+    }
+
+    async fn attack_from(&self, attacker: Ipv4Addr) -> TcpStream {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
-        socket.bind((ATTACKER, 0).into()).unwrap();
+        socket.bind((attacker, 0).into()).unwrap();
         socket.connect(self.address).await.unwrap()
     }
 
@@ -178,6 +182,22 @@ async fn ten_thousand_idle_connections_of_one_address_keep_nobody_else_out() {
     let still_open = |connection: &TcpStream| matches!(connection.try_read(&mut [0]), Err(e) if e.kind() == io::ErrorKind::WouldBlock);
     assert!(seated.iter().all(still_open), "the first have their seats until the handshake is too late");
     running.serves_the_honest().await;
+    running.stopped().await;
+}
+
+#[tokio::test]
+async fn few_attackers_who_take_all_seats_give_one_to_a_newcomer() {
+    // So that nobody leaves by himself.
+    let config = ListenConfig { handshake_timeout: 10 * PATIENCE, ..ListenConfig::default() };
+    let running = Running::start(config.clone()).await;
+    let mut seated = Vec::new();
+    for number in 0..config.max_connections {
+        let attacker = Ipv4Addr::new(127, 0, 0, 2 + (number % 4) as u8);
+        seated.push(running.attack_from(attacker).await);
+    }
+    running.serves_the_honest().await;
+    let mut oldest: JoinSet<_> = seated.drain(..4).map(until_closed).collect();
+    assert_eq!(oldest.join_next().await.unwrap().unwrap(), b"", "the oldest of one of them had to go");
     running.stopped().await;
 }
 

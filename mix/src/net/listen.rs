@@ -3,11 +3,10 @@
 //! Where packets go is the business of a [`PacketSink`]. One task serves one connection, so that a slow peer delays
 //! nobody but itself; the limits are in [`ListenConfig`].
 
-use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use tracing::debug;
 
 use super::addresses::{Access, ListenAddresses};
 use super::bandwidth::{Bandwidth, Metered, PacketsGo};
+use super::seats::{Limits, Seats};
 use super::tls::{self, LinkIdentity};
 use super::writing::Writing;
 use crate::mmtp::frame::{ANSWER_LEN, WINDOW};
@@ -48,8 +48,8 @@ const BACKLOG: u32 = 1024;
 pub struct ListenConfig {
     /// Whose connections are taken. The port of a rule is the port of the listener.
     pub access: Access,
-    /// Connections in all; more are closed at once. 256 by default: with half a megabyte of packets that wait for the
-    /// disk in each, 128 megabytes.
+    /// Connections in all. Beyond it a newcomer is closed at once, unless another host has more: that one gives its oldest.
+    /// 256 by default: with half a megabyte of packets that wait for the disk in each, 128 megabytes.
     pub max_connections: usize,
     /// Connections from one address (one /64 of IPv6); more are closed at once. 64 by default: nobody takes all seats.
     pub max_connections_per_address: usize,
@@ -182,7 +182,7 @@ impl<S: PacketSink> MmtpListener<S> {
     /// Serves until `stop` is cancelled; then answers what was taken, and closes.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut connections = JoinSet::new();
-        let seats = Arc::new(Seats::default());
+        let seats = Seats::default();
         loop {
             tokio::select! {
                 accepted = self.sockets.accept() => match accepted {
@@ -207,7 +207,7 @@ impl<S: PacketSink> MmtpListener<S> {
     fn admit(
         &self,
         Arrival { stream, peer, port }: Arrival,
-        seats: &Arc<Seats>,
+        seats: &Seats,
         connections: &mut JoinSet<()>,
         stop: &CancellationToken,
     ) {
@@ -216,7 +216,8 @@ impl<S: PacketSink> MmtpListener<S> {
             debug!("a connection that the rules deny was closed");
             return;
         }
-        let Some(seat) = Seats::take(seats, peer.ip(), &self.config) else {
+        let limits = Limits { all: self.config.max_connections, per_host: self.config.max_connections_per_address };
+        let Some(seat) = seats.take(peer.ip(), limits, stop) else {
             debug!("a connection over the limit was closed");
             return;
         };
@@ -224,12 +225,20 @@ impl<S: PacketSink> MmtpListener<S> {
         let identity = Arc::clone(&self.identity.borrow());
         let sink = Arc::clone(&self.sink);
         let config = self.config.clone();
-        let stop = stop.clone();
         connections.spawn(async move {
-            let _seat = seat;
-            if let Err(ended) = serve(stream, &identity, sink, &config, &stop).await {
-                // Neither address nor time of day of a peer belongs into a log.
-                debug!(%ended, "connection closed");
+            let end = seat.end();
+            let too_late = async {
+                end.cancelled().await;
+                sleep(config.stop_timeout).await;
+            };
+            // Neither address nor time of day of a peer belongs into a log.
+            tokio::select! {
+                served = serve(stream, &identity, sink, &config, end) => {
+                    if let Err(ended) = served {
+                        debug!(%ended, "connection closed");
+                    }
+                }
+                () = too_late => debug!("a connection that had to end was cut off"),
             }
         });
     }
@@ -298,50 +307,6 @@ fn listen(address: SocketAddr, max_unsent: u32) -> io::Result<TcpListener> {
     socket.set_send_buffer_size(max_unsent)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
-}
-
-/// Who is connected: how often, by address.
-#[derive(Default)]
-struct Seats(Mutex<HashMap<IpAddr, usize>>);
-
-/// The right to one connection; given back when dropped.
-struct Seat {
-    seats: Arc<Seats>,
-    address: IpAddr,
-}
-
-impl Seats {
-    fn take(seats: &Arc<Self>, address: IpAddr, config: &ListenConfig) -> Option<Seat> {
-        let address = one_host(address);
-        let mut taken = seats.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = taken.values().sum();
-        let own = taken.get(&address).copied().unwrap_or(0);
-        if all >= config.max_connections || own >= config.max_connections_per_address {
-            return None;
-        }
-        taken.insert(address, own + 1);
-        Some(Seat { seats: Arc::clone(seats), address })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = taken.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.address);
-            }
-        }
-    }
-}
-
-/// What one host has to itself: an IPv4 address, or a /64 of IPv6.
-fn one_host(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-        v4 => v4,
-    }
 }
 
 async fn serve<S: PacketSink>(
@@ -490,6 +455,8 @@ fn end_is_end(read: io::Result<usize>) -> io::Result<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv6Addr};
+
     use super::*;
     use crate::mmtp::ClientSession;
     use crate::mmtp::client;
@@ -668,22 +635,5 @@ mod tests {
         let mut connection = Connection::new(near, Arc::new(Full));
         let ended = connection.run(&ListenConfig::default(), &CancellationToken::new()).await;
         assert!(matches!(ended, Err(Ended::Misbehaved(PeerMisbehaved::Truncated))), "{ended:?}");
-    }
-
-    #[test]
-    fn seats_are_limited_in_all_and_by_address_and_given_back() {
-        let config = ListenConfig { max_connections: 3, max_connections_per_address: 2, ..ListenConfig::default() };
-        let seats = Arc::new(Seats::default());
-        let [one, same_net, two]: [IpAddr; 3] =
-            ["2001:db8::1", "2001:db8::2", "192.0.2.1"].map(|address| address.parse().unwrap());
-        let first = Seats::take(&seats, one, &config).unwrap();
-        let second = Seats::take(&seats, same_net, &config).unwrap();
-        assert!(Seats::take(&seats, one, &config).is_none(), "one network has two seats");
-        let third = Seats::take(&seats, two, &config).unwrap();
-        assert!(Seats::take(&seats, two, &config).is_none(), "three seats in all");
-        drop(first);
-        assert!(Seats::take(&seats, two, &config).is_some());
-        drop((second, third));
-        assert!(seats.0.lock().unwrap().is_empty());
     }
 }

@@ -9,5 +9,6 @@ pub mod fetch;
 pub mod listen;
 pub mod loopback;
 pub mod resolve;
+mod seats;
 pub mod tls;
 mod writing;
