@@ -111,6 +111,12 @@ impl Bandwidth {
         Self(Arc::new(Bucket { average, ahead: time_for(spike, average), paid_at: Mutex::new(Instant::now()) }))
     }
 
+    /// How long it takes to pay for what has passed.
+    #[cfg(test)]
+    pub(super) fn owed(&self) -> Duration {
+        self.0.paid_at.lock().unwrap().saturating_duration_since(Instant::now())
+    }
+
     /// Notes what has passed; says when whoever caused it may go on.
     fn pay(&self, octets: usize) -> Instant {
         let now = Instant::now();

@@ -456,12 +456,18 @@ fn end_is_end(read: io::Result<usize>) -> io::Result<usize> {
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv6Addr};
+    use std::time::SystemTime;
 
     use super::*;
+    use crate::crypto::CounterRng;
+    use crate::crypto::pk::PrivateKey;
+    use crate::crypto::stream::StreamKey;
     use crate::mmtp::ClientSession;
     use crate::mmtp::client;
-    use crate::mmtp::frame::Command;
-    use crate::packet::PACKET_LEN;
+    use crate::mmtp::frame::{Command, UNIT_LEN};
+    use crate::net::connect::{ConnectConfig, Connector, Unit};
+    use crate::net::resolve::{ResolveConfig, Resolver};
+    use crate::packet::{Ipv4Route, NextHop, PACKET_LEN};
 
     /// A sink that never gets a packet stored.
     struct Stuck;
@@ -554,6 +560,35 @@ mod tests {
         let mut answers = Vec::new();
         far.read_to_end(&mut answers).await.unwrap();
         assert_eq!(answers.len(), b"MMTP 0.3\r\n".len() + 2 * ANSWER_LEN);
+    }
+
+    #[tokio::test]
+    async fn both_ends_of_a_link_pay_for_what_passes() {
+        let mut rng = CounterRng::new(&StreamKey::new([1; 16]));
+        let key = PrivateKey::generate(2048, &mut rng).unwrap();
+        let identity = LinkIdentity::new(&key, &"Alice".parse().unwrap(), SystemTime::now(), &mut rng).unwrap();
+        let (_identity, receiver) = watch::channel(Arc::new(identity));
+        // A second for each octet, and nobody has to wait.
+        let [near, far] = [(); 2].map(|()| Bandwidth::new(1, u64::MAX));
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = MmtpListener::bind(any_port, receiver, ListenConfig::default(), Arc::new(Full)).await.unwrap();
+        let listener = listener.with_bandwidth(Some(near.clone()));
+        let (port, key_id) = (listener.local_addr().port(), key.public_key().key_id());
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(listener.run(stop.clone()));
+        let next = NextHop::Ipv4(Ipv4Route { address: [127, 0, 0, 1].into(), port, key_id });
+        let connector = Connector::new(ConnectConfig::default(), Resolver::system(ResolveConfig::default()));
+        let connector = connector.with_bandwidth(Some(far.clone()));
+        let units = (0..5).map(|number| Unit::packet(number, packet())).collect();
+        let delivery = connector.deliver(&next, units, SystemTime::now(), &stop).await;
+        assert!(delivery.failure.is_none(), "{:?}", delivery.failure);
+        stop.cancel();
+        running.await.unwrap();
+        let octets = Duration::from_secs(5 * (UNIT_LEN + ANSWER_LEN) as u64);
+        for owed in [near.owed(), far.owed()] {
+            // The handshake is a few kilobytes, and the test takes less than a few thousand seconds.
+            assert!(octets < owed && owed < octets + Duration::from_secs(20_000), "{owed:?}");
+        }
     }
 
     #[tokio::test]
