@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{BadSetting, ConfError};
+use crate::origin::{Loaded, Origin, Origins};
 use crate::place::Places;
 
 pub(crate) use figment::value::{Dict, Value};
@@ -39,6 +40,22 @@ pub fn load<C>(
 where
     C: Serialize + DeserializeOwned + Default,
 {
+    load_traced(file, env, reserved, overrides).map(|loaded| loaded.settings)
+}
+
+/// [`load`], and where each value came from.
+///
+/// # Errors
+/// [`ConfError`], which names the place to edit.
+pub fn load_traced<C>(
+    file: Option<&Path>,
+    env: impl Iterator<Item = (String, String)>,
+    reserved: &[&str],
+    overrides: &[(String, String)],
+) -> Result<Loaded<C>, ConfError>
+where
+    C: Serialize + DeserializeOwned + Default,
+{
     let text = match file {
         Some(path) => fs::read_to_string(path).map_err(|source| ConfError::Unreadable { path: path.into(), source })?,
         None => String::new(),
@@ -47,8 +64,12 @@ where
     load_layers(file, &text, settings.collect())
 }
 
-/// [`load`] with the file read already.
-pub(crate) fn load_layers<C>(file: Option<&Path>, text: &str, mut settings: Vec<Setting>) -> Result<C, ConfError>
+/// [`load_traced`] with the file read already.
+pub(crate) fn load_layers<C>(
+    file: Option<&Path>,
+    text: &str,
+    mut settings: Vec<Setting>,
+) -> Result<Loaded<C>, ConfError>
 where
     C: Serialize + DeserializeOwned + Default,
 {
@@ -66,7 +87,10 @@ where
             figment = figment.merge(Layer(setting.nested()));
         }
         let error = match figment.extract::<C>() {
-            Ok(configuration) => return Ok(configuration),
+            Ok(configuration) => {
+                let origins = origins(file, &places, settings);
+                return Ok(Loaded { settings: configuration, origins });
+            }
             Err(error) => error,
         };
         let blamed = blamed(&settings, &places, &error.path);
@@ -83,6 +107,11 @@ where
         let setting = blamed.and_then(|index| settings.into_iter().nth(index));
         return Err(blame(setting, file.map(|path| (path, &places)), &error, problem));
     }
+}
+
+/// A configuration as keys and values back into its type.
+pub(crate) fn typed<C: DeserializeOwned>(tree: Dict) -> Result<C, String> {
+    Figment::from(Layer(tree)).extract::<C>().map_err(|error| error.to_string())
 }
 
 /// The defaults of `C`, keys without a value included.
@@ -103,6 +132,16 @@ pub(crate) fn tree_of<C: Serialize>(configuration: &C) -> Result<Dict, ConfError
 /// A TOML text as keys and values.
 pub(crate) fn parse(text: &str) -> Result<Dict, String> {
     Toml::from_str(text).map_err(|error| error.to_string())
+}
+
+/// Where the values of these layers come from.
+fn origins(file: Option<&Path>, places: &Places, settings: Vec<Setting>) -> Origins {
+    let set = settings.into_iter().map(|Setting { variable, path, .. }| {
+        let origin = variable.map_or(Origin::CommandLine, Origin::Environment);
+        (path, origin)
+    });
+    let lines = file.map(|path| (path.to_owned(), places.lines()));
+    Origins::new(lines, set.collect())
 }
 
 /// One variable, or one override.
@@ -227,9 +266,15 @@ fn plain_words(expected: &str) -> String {
     }
 }
 
+/// Whether the value of a key may be a secret, by its name.
+pub(crate) fn is_secret(key: &str) -> bool {
+    let name = key.rsplit('.').find(|part| part.parse::<usize>().is_err()).unwrap_or(key);
+    ["password", "passphrase", "secret"].iter().any(|word| name.contains(word))
+}
+
 /// A value as an error shows it. What may be a secret is not shown.
 fn describe(key: &str, value: &Value) -> String {
-    let secret = ["password", "passphrase", "secret"].iter().any(|word| key.contains(word));
+    let secret = is_secret(key);
     match value {
         Value::Dict(..) => "a table".into(),
         Value::Array(..) => "a list".into(),

@@ -1,8 +1,9 @@
 //! Where in a TOML file a key stands.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use toml_edit::{ImDocument, Item, TomlError};
+use toml_edit::{ImDocument, Item, TableLike, TomlError};
 
 /// A TOML file that remembers its lines.
 pub(crate) struct Places<'a> {
@@ -49,6 +50,39 @@ impl<'a> Places<'a> {
             }
         }
         line.map(|line| (line, true))
+    }
+}
+
+impl Places<'_> {
+    /// All keys and their lines, from 1. Elements of lists are keys by their number.
+    pub(crate) fn lines(&self) -> BTreeMap<Vec<String>, usize> {
+        let mut found = BTreeMap::new();
+        self.collect(self.document.as_item(), &mut Vec::new(), &mut found);
+        found
+    }
+
+    fn collect(&self, item: &Item, above: &mut Vec<String>, found: &mut BTreeMap<Vec<String>, usize>) {
+        if let Some(table) = item.as_table_like() {
+            self.collect_table(table, above, found);
+        }
+        let elements = item.as_array_of_tables().into_iter().flat_map(|tables| tables.iter());
+        for (index, table) in elements.enumerate() {
+            above.push(index.to_string());
+            self.collect_table(table, above, found);
+            above.pop();
+        }
+    }
+
+    fn collect_table(&self, table: &dyn TableLike, above: &mut Vec<String>, found: &mut BTreeMap<Vec<String>, usize>) {
+        for (name, item) in table.iter() {
+            above.push(name.to_owned());
+            let span = table.get_key_value(name).and_then(|(key, _)| key.span());
+            if let Some(span) = span {
+                found.insert(above.clone(), line_of(self.text, span.start));
+            }
+            self.collect(item, above, found);
+            above.pop();
+        }
     }
 }
 

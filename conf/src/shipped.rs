@@ -124,7 +124,7 @@ where
     if let Err(error) = load_layers::<C>(place, &shipped.everything, Vec::new()) {
         wrong.push(error.to_string());
     }
-    let loaded = load_layers::<C>(place, &shipped.defaults, Vec::new()).and_then(|loaded| tree_of(&loaded));
+    let loaded = load_layers::<C>(place, &shipped.defaults, Vec::new()).and_then(|loaded| tree_of(&loaded.settings));
     match (loaded, tree::<C>()) {
         (Ok(loaded), Ok(defaults)) => {
             let loaded = leaves(&loaded);
@@ -168,7 +168,7 @@ fn collect_sections(table: &Dict, above: &str, sections: &mut Vec<String>) {
 }
 
 /// Keys, sections included, with all values that are not tables of their own.
-fn leaves(table: &Dict) -> BTreeMap<String, Value> {
+pub(crate) fn leaves(table: &Dict) -> BTreeMap<String, Value> {
     let mut found = BTreeMap::new();
     collect_leaves(table, "", &mut found);
     found

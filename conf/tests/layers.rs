@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use mixgate_conf::{BadSetting, ConfError, check_shipped, load};
+use mixgate_conf::{BadSetting, ConfError, Loaded, MASK, Origin, Shown, changes, check_shipped, load, load_traced};
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -81,6 +81,10 @@ impl Given {
 
     fn load(&self) -> Result<Settings, ConfError> {
         load(Some(&self.path()), self.env.iter().cloned(), &["MIXGATE_CONFIG"], &self.overrides)
+    }
+
+    fn traced(&self) -> Loaded<Settings> {
+        load_traced(Some(&self.path()), self.env.iter().cloned(), &["MIXGATE_CONFIG"], &self.overrides).unwrap()
     }
 
     fn error(&self) -> ConfError {
@@ -299,4 +303,84 @@ struct Lenient {
 fn type_that_takes_unknown_keys_is_found_out() {
     let complaints = check_shipped::<Lenient>("a = 0\n").unwrap_err();
     assert_eq!(complaints, ["section [] takes keys that it does not know"]);
+}
+
+#[test]
+fn each_kind_of_mistake_is_named_in_each_layer_with_what_was_expected() {
+    for (key, value, expected) in [
+        ("door.port", "\"x\"", "expected a whole number from 0 to 65535"),
+        ("door.port", "70000", "expected a whole number from 0 to 65535"),
+        ("door.port", "-1", "expected a whole number from 0 to 65535"),
+        ("door.mode", "\"ajar\"", "expected one of `open`, `shut`"),
+        ("door.tags", "5", "expected a list"),
+        ("door", "5", "expected a table"),
+    ] {
+        let found_in = |given: Given| {
+            let shown = given.error().to_string();
+            assert!(shown.contains(expected), "{key}: {shown}");
+            shown
+        };
+        let shown = found_in(Given::new(&format!("\n{key} = {value}\n")));
+        assert!(shown.contains("mixgate.toml:2: "), "{shown}");
+        let variable = format!("MIXGATE_{}", key.to_ascii_uppercase().replace('.', "__"));
+        let shown = found_in(Given::new("").env(&variable, value));
+        assert!(shown.starts_with(&format!("environment variable {variable}: ")), "{shown}");
+        let shown = found_in(Given::new("").option(key, value));
+        assert!(shown.starts_with(&format!("command line: `{key}`: ")), "{shown}");
+    }
+}
+
+#[test]
+fn each_value_knows_where_it_came_from() {
+    let given = Given::new("name = \"x\"\n[door]\ntags = [\n\"a\"]\nport = 1\n[[peers]]\nhost = \"a\"\nport = 2\n")
+        .env("MIXGATE_DOOR__PORT", "2")
+        .option("door.mode", "open");
+    let Loaded { origins, .. } = given.traced();
+    let line = |line| Origin::File { path: given.path(), line };
+    assert_eq!(origins.of("name"), line(1));
+    assert_eq!(origins.of("door.tags"), line(3));
+    assert_eq!(origins.of("door.port"), Origin::Environment("MIXGATE_DOOR__PORT".into()));
+    assert_eq!(origins.of("door.mode"), Origin::CommandLine);
+    assert_eq!(origins.of("door.listen"), Origin::Default);
+    assert_eq!(origins.of("peers"), line(6));
+    assert_eq!(origins.of("peers.0.port"), line(8));
+    assert_eq!(origins.place_of("door.listen"), Some(line(2)), "the section around it");
+    assert_eq!(origins.place_of("elsewhere.entirely"), None);
+}
+
+#[test]
+fn settings_in_force_are_shown_and_can_be_read_again() {
+    let text = "name = \"a \\\"quoted\\\"\\n\\u0001 \\\\ name\"\n[door]\npassword = \"open sesame\"\n[[peers]]\nhost = \"a\"\nport = 2\n";
+    let given = Given::new(text);
+    let shown = Shown::of(&given.traced()).unwrap();
+    let toml = shown.toml();
+    assert!(!toml.contains("sesame") && toml.contains(MASK), "{toml}");
+    assert!(toml.contains(&format!("port = 2525  # {}\n", Origin::Default)), "{toml}");
+    let again = Given::new(&toml).load().unwrap();
+    let mut expected = given.load().unwrap();
+    expected.door.password = Some(MASK.into());
+    assert_eq!(again, expected);
+    let bare = Shown::of(&Given::new("").traced()).unwrap().toml();
+    assert!(bare.contains("# password has no value  # default\n"), "{bare}");
+    assert_eq!(Given::new(&bare).load().unwrap(), Settings::default());
+}
+
+#[test]
+fn changes_are_taken_where_they_may_be_and_named_where_not() {
+    let old = Given::new("name = \"old\"\n[door]\nport = 1\n").load().unwrap();
+    let text =
+        "name = \"new\"\n[door]\nport = 2\nmode = \"open\"\npassword = \"x\"\n[[peers]]\nhost = \"a\"\nport = 1\n";
+    let new = Given::new(text).load().unwrap();
+    let taken = changes(&old, &new, |key| key.starts_with("door.") && key != "door.port").unwrap();
+    assert_eq!(taken.changed, ["door.mode", "door.password"]);
+    assert_eq!(taken.kept, ["door.port", "name", "peers"]);
+    let mut expected = old.clone();
+    expected.door.mode = Mode::Open;
+    expected.door.password = Some("x".into());
+    assert_eq!(taken.settings, expected);
+    // And back to no value at all.
+    let back = changes(&expected, &old, |_| true).unwrap();
+    assert_eq!(back.settings, old);
+    let none = changes(&old, &old, |_| true).unwrap();
+    assert!(none.changed.is_empty() && none.kept.is_empty());
 }
