@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use mix::net::loopback::LoopbackAddress;
 use mix::node::config::{NetworkConfig, NodeConfig, SenderConfig};
 use mix::node::directory::DirectoryConfig;
 use mix::secret::Secret;
@@ -23,6 +24,16 @@ pub struct Config {
     pub node: NodeConfig,
     /// Role: a directory server.
     pub directory: DirectoryConfig,
+    /// The statistics of the node for a program that draws them.
+    pub metrics: MetricsConfig,
+}
+
+/// Section `[metrics]`: the rounded statistics of the node over HTTP, in the text format of Prometheus.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Where. Loopback only. `None`: nowhere.
+    pub listen: Option<LoopbackAddress>,
 }
 
 impl Config {
@@ -109,7 +120,7 @@ impl Default for GatewayConfig {
 }
 
 /// One of `[[gateway.identities]]`: a pseudonym with an account of its own.
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct IdentityConfig {
     /// The user name, for SMTP and POP3.
@@ -121,7 +132,7 @@ pub struct IdentityConfig {
     pub reply_to: String,
 }
 
-/// A password from the settings: overwritten when dropped, not printed, and not written out again.
+/// A password from the settings: overwritten when dropped, not printed, and not written out again: a mask is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Password(Secret<String>);
 
@@ -145,7 +156,7 @@ impl<'de> Deserialize<'de> for Password {
 
 impl Serialize for Password {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("")
+        serializer.serialize_str(if self.expose().is_empty() { "" } else { mixgate_conf::MASK })
     }
 }
 

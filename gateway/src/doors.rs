@@ -15,7 +15,7 @@ use mix::store::inbox::{self, Arrival};
 use mix::store::outbox::{self, Mail};
 use mix::store::{Db, StoreError};
 use smtp_in::policy::{Exits, NoExit, Outbox};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::accounts::Accounts;
 
@@ -28,7 +28,7 @@ pub(crate) struct KnownExits {
     /// How mail is packed.
     pub(crate) style: Style,
     /// Where answers to each identity arrive, if reply blocks go with its mail.
-    pub(crate) reply_to: BTreeMap<String, ExitAddress>,
+    pub(crate) reply_to: Option<watch::Receiver<BTreeMap<String, ExitAddress>>>,
 }
 
 impl KnownExits {
@@ -58,7 +58,8 @@ impl Exits for KnownExits {
         if u64::from(message_len) > limit {
             return Err(NoExit::TooLarge { limit });
         }
-        let wish = Wish { to, message_len, reply_to: self.reply_to.get(identity) };
+        let reply_to = self.reply_to.as_ref().and_then(|reply_to| reply_to.borrow().get(identity).cloned());
+        let wish = Wish { to, message_len, reply_to: reply_to.as_ref() };
         Ok(self.style.check(&directory, &wish, now, &mut self.world.dice())?)
     }
 

@@ -1,6 +1,6 @@
 //! Puts the roles together, in the order in which they need each other, and takes them apart again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
@@ -9,13 +9,14 @@ use std::time::{Duration, SystemTime};
 
 use mix::crypto::{KeyId, Passphrase};
 use mix::directory::Descriptor;
-use mix::node::config::{KeysConfig, NodeConfig};
+use mix::net::sockets::Inherited;
+use mix::node::config::KeysConfig;
 use mix::node::directory::{DirectoryError, DirectoryServer};
 use mix::node::durable;
 use mix::node::keys::{self, KeyError};
 use mix::node::network::{InvalidNetwork, Network};
 use mix::node::sender::{Sender, Style};
-use mix::node::{Counters, Counts, Node, NodeError, Parts, RunningNode, Sending, World};
+use mix::node::{Counters, Counts, Node, NodeControl, NodeError, Parts, Progress, RunningNode, Sending, World};
 use mix::path::{ExitAddress, InvalidAddress, InvalidPathSpec};
 use mix::store::db::private_folder;
 use mix::store::inbox::{self, Arrival};
@@ -25,15 +26,19 @@ use pop_out::collector;
 use pop_out::maildrop;
 use smtp_in::error::NotServing;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::interval;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::accounts::Accounts;
-use crate::config::{Config, GatewayConfig, IdentityConfig};
+use crate::check::{check, reply_addresses};
+use crate::config::{Config, GatewayConfig};
 use crate::doors::{Inbox, KnownExits, WatchedOutbox};
+use crate::lock::LockError;
+use crate::metrics;
+use crate::systemd::SocketError;
 
 /// The longest time between two looks at the inbox.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
@@ -112,6 +117,15 @@ pub enum StartError {
     /// The interval of the sender is zero.
     #[error("gateway.sender.interval must be longer than nothing")]
     Interval,
+    /// Metrics of nothing.
+    #[error("metrics.listen: these are the statistics of a node, and node.enabled is false")]
+    NoMetrics,
+    /// A home is not to be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// Sockets of the service manager that fit nothing.
+    #[error(transparent)]
+    Sockets(#[from] SocketError),
 }
 
 impl StartError {
@@ -126,13 +140,45 @@ impl StartError {
             | Self::ReplyTo { .. }
             | Self::NoMailbox { .. }
             | Self::Interval
+            | Self::NoMetrics
+            | Self::Sockets(_)
             | Self::Smtp(NotServing::Config(_)) => true,
             Self::Directory(e) => !matches!(e, DirectoryError::Files(_) | DirectoryError::Listener(_)),
             Self::Node(e) => e.is_configuration(),
-            Self::Listen { .. } | Self::DirectoryKey(_) | Self::Store(_) | Self::Smtp(NotServing::Listen { .. }) => {
-                false
-            }
+            Self::Listen { .. }
+            | Self::DirectoryKey(_)
+            | Self::Store(_)
+            | Self::Lock(_)
+            | Self::Smtp(NotServing::Listen { .. }) => false,
         }
+    }
+
+    /// Whether another process is there already.
+    pub fn is_second(&self) -> bool {
+        matches!(
+            self,
+            Self::Lock(LockError::Taken { .. })
+                | Self::Store(StoreError::Locked { .. })
+                | Self::Node(NodeError::Store(StoreError::Locked { .. }))
+        )
+    }
+
+    /// The key that must be mended, where it is a single one.
+    pub fn key(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Network(_) => "network.directory_key",
+            Self::NoDirectory => "network.directory",
+            Self::Path(_) => "gateway.sender",
+            Self::Smtp(NotServing::Config(_)) => "gateway.smtp",
+            Self::Identity { .. } | Self::ReplyTo { .. } | Self::NoMailbox { .. } => "gateway.identities",
+            Self::Interval => "gateway.sender.interval",
+            Self::NoMetrics => "metrics.listen",
+            Self::Node(node) => node.key()?,
+            Self::Directory(DirectoryError::Fingerprint { .. }) => "directory.approved",
+            Self::Directory(DirectoryError::Nickname { .. }) => "directory.not_recommended",
+            Self::Directory(DirectoryError::Url { .. }) => "directory.url",
+            _ => return None,
+        })
     }
 }
 
@@ -166,7 +212,11 @@ pub struct Running {
     pub network: Option<Network>,
     /// The gateway's mail: outbox, inbox, maildrops.
     pub mail: Option<Db>,
+    metrics: Option<SocketAddr>,
     counters: Counters,
+    accounts: Option<Accounts>,
+    reply_to: watch::Sender<BTreeMap<String, ExitAddress>>,
+    world: World,
     stop: CancellationToken,
     node: Option<RunningNode>,
     sending: Option<Sending>,
@@ -188,21 +238,20 @@ impl Gateway {
     /// # Errors
     /// As [`Gateway::start`].
     pub async fn start_in(config: Config, world: World) -> Result<Running, StartError> {
-        Self::start_sealed(config, world, None).await
+        Self::start_on(config, world, None, Inherited::default()).await
     }
 
-    /// As [`Gateway::start_in`], with the passphrase of private keys that are sealed.
+    /// As [`Gateway::start_in`], with the passphrase of private keys that are sealed, and on sockets that were open before.
     ///
     /// # Errors
     /// As [`Gateway::start`].
-    pub async fn start_sealed(
+    pub async fn start_on(
         config: Config,
         world: World,
         passphrase: Option<Passphrase>,
+        sockets: Inherited,
     ) -> Result<Running, StartError> {
-        if !(config.gateway.enabled || config.node.enabled || config.directory.enabled) {
-            return Err(StartError::NoRole);
-        }
+        check(&config)?;
         let mut running = Running {
             smtp: None,
             pop3: None,
@@ -211,14 +260,18 @@ impl Gateway {
             directory: None,
             network: None,
             mail: None,
+            metrics: None,
             counters: Counters::default(),
+            accounts: None,
+            reply_to: watch::channel(BTreeMap::new()).0,
+            world: world.clone(),
             stop: CancellationToken::new(),
             node: None,
             sending: None,
             directory_server: None,
             tasks: JoinSet::new(),
         };
-        match running.start_roles(config, world, passphrase).await {
+        match running.start_roles(config, world, passphrase, sockets).await {
             Ok(()) => Ok(running),
             Err(e) => {
                 running.stop().await;
@@ -232,7 +285,6 @@ impl Gateway {
 struct Mailroom {
     db: Db,
     accounts: Accounts,
-    reply_to: BTreeMap<String, ExitAddress>,
     inbox_bell: Arc<Notify>,
 }
 
@@ -242,14 +294,57 @@ impl Running {
         self.counters.snapshot()
     }
 
-    /// The node, if this process is one.
-    pub fn node(&self) -> Option<&RunningNode> {
-        self.node.as_ref()
-    }
-
     /// The queues of the node, if this process is one.
     pub fn pool(&self) -> Option<&Db> {
         self.node.as_ref().map(|node| &node.db)
+    }
+
+    /// What the operator may ask of the node and change, if this process is one.
+    pub fn node(&self) -> Option<NodeControl> {
+        self.node.as_ref().map(|node| node.control.clone())
+    }
+
+    /// Where metrics are served.
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics
+    }
+
+    /// Lets what can change while the process runs be as in `config`: what [`NodeControl::apply`] says of the node, and
+    /// the identities.
+    ///
+    /// # Errors
+    /// [`StartError`], as at a start. What is wrong with the settings is found before anything changes.
+    pub async fn apply(&self, config: &Config) -> Result<(), StartError> {
+        check(config)?;
+        // What can fail comes first. A key more in the keyring is no harm.
+        if let Some(mail) = &self.mail {
+            for identity in &config.gateway.identities {
+                let (name, now, mut dice) = (identity.name.clone(), self.world.now(), self.world.dice());
+                durable::write(mail, move |tx| keyring::ensure(tx, &name, now, &mut dice).map(|_| ())).await?;
+            }
+        }
+        let accounts = self.accounts.as_ref();
+        let reply_to = accounts.map(|_| reply_addresses(&config.gateway.identities, &config.node)).transpose()?;
+        if let Some(node) = &self.node {
+            node.control.apply(&config.clone().told_of_each_other().node)?;
+        }
+        if let (Some(accounts), Some(reply_to)) = (accounts, reply_to) {
+            accounts.replace(&config.gateway.identities);
+            self.reply_to.send_replace(reply_to);
+        }
+        Ok(())
+    }
+
+    /// Whether all that runs makes progress, compared with what was seen before.
+    pub async fn progress(&self, before: &mut Progress) -> bool {
+        let mail = match &self.mail {
+            Some(mail) => durable::read(mail, |_| Ok(())).await.is_ok(),
+            None => true,
+        };
+        match &self.node {
+            Some(node) => node.control.progress(before).await && mail,
+            None => mail,
+        }
     }
 
     /// Returns when a service of any role has ended, or failed, which none should before [`Running::stop`].
@@ -299,15 +394,16 @@ impl Running {
         config: Config,
         world: World,
         passphrase: Option<Passphrase>,
+        sockets: Inherited,
     ) -> Result<(), StartError> {
         let config = config.told_of_each_other();
         if config.directory.enabled {
-            self.start_directory(&config, &world).await?;
+            self.start_directory(&config, &world, &sockets).await?;
         }
         self.network = network(&config, &world)?;
         let mailroom = if config.gateway.enabled { Some(mailroom(&config.gateway, &world)?) } else { None };
-        if let Some(mailroom) = &mailroom {
-            check_mailboxes(mailroom, &config.node)?;
+        if mailroom.is_some() {
+            self.reply_to.send_replace(reply_addresses(&config.gateway.identities, &config.node)?);
         }
         let parts = Parts {
             world: world.clone(),
@@ -316,16 +412,14 @@ impl Running {
             network: config.network.clone(),
             directory: self.network.clone(),
             passphrase,
+            sockets: sockets.clone(),
             stop: self.stop.clone(),
         };
         if config.node.enabled {
-            if config.gateway.enabled && config.node.mixing.keeps() > 0 {
-                let kept = config.node.mixing.keeps();
-                warn!(kept, "own mail leaves only when the pool holds more packets than node.mixing.minimum");
-            }
             let node = Node::start(&config.node, parts.clone()).await?;
             self.mmtp = Some(node.address);
             self.descriptor = Some(node.descriptor());
+            self.start_metrics(&config, &node, &sockets).await?;
             self.node = Some(node);
         }
         if let Some(network) = &self.network {
@@ -334,14 +428,30 @@ impl Running {
         if let Some(mailroom) = mailroom {
             self.start_gateway(&config.gateway, mailroom, parts).await?;
         }
+        match sockets.left() {
+            left if left.is_empty() => Ok(()),
+            addresses => Err(SocketError::Left { addresses }.into()),
+        }
+    }
+
+    async fn start_metrics(
+        &mut self,
+        config: &Config,
+        node: &RunningNode,
+        sockets: &Inherited,
+    ) -> Result<(), StartError> {
+        let Some(address) = config.metrics.listen else { return Ok(()) };
+        let listener = bind(sockets, address.into(), "metrics").await?;
+        self.metrics = local_address(&listener, "metrics")?;
+        self.tasks.spawn(metrics::serve(listener, node.control.clone(), self.stop.clone()));
         Ok(())
     }
 
-    async fn start_directory(&mut self, config: &Config, world: &World) -> Result<(), StartError> {
+    async fn start_directory(&mut self, config: &Config, world: &World, sockets: &Inherited) -> Result<(), StartError> {
         let directory = &config.directory;
         let key =
             keys::load_or_make_identity(&directory.home, KeysConfig::default().identity_bits, None, &mut world.dice())?;
-        let listener = bind(directory.listen, "directory").await?;
+        let listener = bind(sockets, directory.listen, "directory").await?;
         let now = world.clone();
         let server = DirectoryServer::start(directory, listener, key, move || now.now(), self.stop.child_token())?;
         let url = directory.url.clone();
@@ -359,12 +469,10 @@ impl Running {
     ) -> Result<(), StartError> {
         let network = self.network.clone().ok_or(StartError::NoDirectory)?;
         let sender = &config.sender;
-        if sender.interval.is_zero() {
-            return Err(StartError::Interval);
-        }
         let style = Style::new(&sender.path, &sender.reply_path, sender.reply_block_lifetime)?;
-        let pop3 = bind(config.pop.listen.into(), "POP3").await?;
-        let Mailroom { db, accounts, reply_to, inbox_bell } = mailroom;
+        let pop3 = bind(&parts.sockets, config.pop.listen.into(), "POP3").await?;
+        let Mailroom { db, accounts, inbox_bell } = mailroom;
+        self.accounts = Some(accounts.clone());
         let outbox_bell = Arc::new(Notify::new());
         let world = parts.world.clone();
 
@@ -376,12 +484,12 @@ impl Running {
                 world: world.clone(),
                 own,
                 style: style.clone(),
-                reply_to: if config.smtp.reply_blocks == 0 { BTreeMap::new() } else { reply_to.clone() },
+                reply_to: (config.smtp.reply_blocks > 0).then(|| self.reply_to.subscribe()),
             }),
             accounts: Arc::new(accounts.clone()),
             outbox: Arc::new(WatchedOutbox { db: db.clone(), bell: Arc::clone(&outbox_bell) }),
         };
-        let door = smtp_in::server::Server::bind(&config.smtp, house).await?;
+        let door = smtp_in::server::Server::bind_in(&parts.sockets, &config.smtp, house).await?;
         self.smtp = Some(door.address());
         self.pop3 = local_address(&pop3, "POP3")?;
         self.tasks.spawn(door.run(self.stop.clone()));
@@ -403,7 +511,7 @@ impl Running {
             pool,
             network,
             style,
-            reply_to,
+            reply_to: self.reply_to.subscribe(),
             bell: outbox_bell,
             counters: self.counters.clone(),
             world,
@@ -446,44 +554,13 @@ impl Drop for Running {
 
 /// Opens the gateway's database and makes a key for each identity that has none.
 fn mailroom(config: &GatewayConfig, world: &World) -> Result<Mailroom, StartError> {
-    check_identities(&config.identities)?;
     let schemas: Vec<_> = GATEWAY_SCHEMAS.into_iter().chain([queue::SCHEMA, maildrop::SCHEMA]).collect();
     let db = Db::open(&config.home.join("gateway.db"), &schemas)?;
-    let mut reply_to = BTreeMap::new();
     for identity in &config.identities {
         let (name, now, mut dice) = (identity.name.clone(), world.now(), world.dice());
         db.write(move |tx| keyring::ensure(tx, &name, now, &mut dice))?;
-        if !identity.reply_to.is_empty() {
-            let address = ExitAddress::parse(&identity.reply_to)
-                .map_err(|source| StartError::ReplyTo { name: identity.name.clone(), source })?;
-            reply_to.insert(identity.name.clone(), address);
-        }
     }
-    Ok(Mailroom { db, accounts: Accounts::new(&config.identities), reply_to, inbox_bell: Arc::new(Notify::new()) })
-}
-
-/// Answers arrive where the gateway can read them: at the node in this process.
-fn check_mailboxes(mailroom: &Mailroom, node: &NodeConfig) -> Result<(), StartError> {
-    let kept = |address: &ExitAddress| match address {
-        ExitAddress::Mbox { server: Some(server), .. } => {
-            node.enabled && node.mbox.enabled && server.as_str().eq_ignore_ascii_case(&node.nickname)
-        }
-        _ => false,
-    };
-    match mailroom.reply_to.iter().find(|(_, address)| !kept(address)) {
-        None => Ok(()),
-        Some((name, _)) => Err(StartError::NoMailbox { name: name.clone(), node: node.nickname.clone() }),
-    }
-}
-
-fn check_identities(identities: &[IdentityConfig]) -> Result<(), StartError> {
-    let mut names = BTreeSet::new();
-    for identity in identities {
-        if identity.name.is_empty() || identity.password.expose().is_empty() || !names.insert(&identity.name) {
-            return Err(StartError::Identity { name: identity.name.clone() });
-        }
-    }
-    Ok(())
+    Ok(Mailroom { db, accounts: Accounts::new(&config.identities), inbox_bell: Arc::new(Notify::new()) })
 }
 
 fn mailboxes(mailroom: &Mailroom, world: &World) -> Arc<dyn mix::deliver::mbox::LocalMailboxes<Arrival>> {
@@ -534,8 +611,8 @@ async fn clean(db: &Db, world: &World) {
     durable::wipe(db).await;
 }
 
-async fn bind(address: SocketAddr, role: &'static str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|source| StartError::Listen { address, role, source })
+async fn bind(sockets: &Inherited, address: SocketAddr, role: &'static str) -> Result<TcpListener, StartError> {
+    sockets.bind(address).await.map_err(|source| StartError::Listen { address, role, source })
 }
 
 fn local_address(listener: &TcpListener, role: &'static str) -> Result<Option<SocketAddr>, StartError> {

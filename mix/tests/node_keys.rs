@@ -89,6 +89,7 @@ impl House {
             },
             directory: None,
             passphrase: passphrase.and_then(|text| Passphrase::new(text.into())),
+            sockets: mix::net::sockets::Inherited::default(),
             stop: stop.clone(),
         };
         Ok(Up { node: Node::start(config, parts).await?, stop })
@@ -167,9 +168,9 @@ async fn descriptors_of_all_keys_are_published_and_settings_that_change_are_stat
     // What no descriptor states changes none.
     let mut changed = config.clone();
     changed.outgoing.connections = 3;
-    node.reconfigure(&changed).unwrap();
+    node.control.reconfigure(&changed).unwrap();
     changed.contact = "alice@example.org".into();
-    node.reconfigure(&changed).unwrap();
+    node.control.reconfigure(&changed).unwrap();
     let mut descriptors = node.descriptors();
     descriptors.wait_for(|said| said.current.text().contains("Contact: alice@example.org")).await.unwrap();
     let second = house.until_listed(node).await;
@@ -184,7 +185,7 @@ async fn descriptors_of_all_keys_are_published_and_settings_that_change_are_stat
         (NodeConfig { host: "no host".into(), ..changed.clone() }, "node.host"),
         (NodeConfig { contact: "two\nlines".into(), ..changed.clone() }, "the descriptor"),
     ] {
-        let why = node.reconfigure(&refused).unwrap_err().to_string();
+        let why = node.control.reconfigure(&refused).unwrap_err().to_string();
         assert!(why.contains(expected), "{why}");
     }
     assert_eq!(node.descriptor(), second[0]);
@@ -197,7 +198,7 @@ async fn descriptors_of_all_keys_are_published_and_settings_that_change_are_stat
         }
     }
     assert!(report(&house.home()).unwrap().iter().all(|report| report.published == Published::No));
-    node.republish();
+    node.control.republish();
     house.until_noted().await;
     up.ended().await;
 }

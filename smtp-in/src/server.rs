@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use mix::net::sockets::Inherited;
 use mix::secret::Secret;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -45,10 +46,18 @@ impl Server {
     /// # Errors
     /// [`NotServing::Config`], [`NotServing::Listen`].
     pub async fn bind(config: &SmtpConfig, house: House) -> Result<Self, NotServing> {
+        Self::bind_in(&Inherited::default(), config, house).await
+    }
+
+    /// As [`Server::bind`], on the socket that was handed over for this door, if there is one.
+    ///
+    /// # Errors
+    /// As [`Server::bind`].
+    pub async fn bind_in(sockets: &Inherited, config: &SmtpConfig, house: House) -> Result<Self, NotServing> {
         let policy = config.policy()?;
         let address = config.listen.into();
         let listen = |source| NotServing::Listen { address, source };
-        let listener = TcpListener::bind(address).await.map_err(listen)?;
+        let listener = sockets.bind(address).await.map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         Ok(Self { listener, address, policy, house })
     }

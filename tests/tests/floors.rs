@@ -71,6 +71,8 @@ const ONE_FILE: &[(&str, &str, &[&str])] = &[
     ("smtp-in", "smtp_proto", &["session.rs", "session/mod.rs"]),
     ("pop-out", "async_imap", &["fetch.rs"]),
     ("gateway", "rpassword", &["passphrase.rs"]),
+    ("gateway", "listenfd", &["systemd.rs"]),
+    ("gateway", "sd_notify", &["systemd.rs"]),
 ];
 
 /// Folder, package, the packages of this workspace that it may depend on.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use mixgate_conf::Loaded;
 
 use super::Failed;
 use crate::{Config, passphrase};
@@ -11,8 +12,8 @@ use crate::{Config, passphrase};
 const RESERVED: [&str; 2] = ["MIXGATE_CONFIG", passphrase::VARIABLE];
 
 /// A file, and settings that come before it.
-#[derive(Args, Debug)]
-pub(super) struct Configured {
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Configured {
     /// The configuration file (TOML). conf/ has commented examples
     #[arg(short, long, env = "MIXGATE_CONFIG", value_name = "FILE")]
     config: PathBuf,
@@ -32,13 +33,29 @@ impl Configured {
         Self { config, settings: Vec::new() }
     }
 
+    /// These, and one option more.
+    pub(super) fn with(&self, key: &str, value: &str) -> Self {
+        let mut more = self.clone();
+        more.settings.push((key.to_owned(), value.to_owned()));
+        more
+    }
+
     /// Reads it: defaults, file, environment, command line.
     ///
     /// # Errors
     /// What must be mended first.
     pub(super) fn load(&self) -> Result<Config, Failed> {
+        self.load_traced().map(|loaded| loaded.settings)
+    }
+
+    /// [`Configured::load`], and where each value came from.
+    ///
+    /// # Errors
+    /// As [`Configured::load`].
+    pub(crate) fn load_traced(&self) -> Result<Loaded<Config>, Failed> {
         let environment =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        mixgate_conf::load(Some(&self.config), environment, &RESERVED, &self.settings).map_err(Failed::configuration)
+        let loaded = mixgate_conf::load_traced(Some(&self.config), environment, &RESERVED, &self.settings);
+        loaded.map_err(Failed::configuration)
     }
 }

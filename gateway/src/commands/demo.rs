@@ -13,6 +13,8 @@ use crate::{config, log};
 ///
 /// Everything listens on loopback and nothing leaves this machine, but all sockets, keys and queues are real. Ends with
 /// Ctrl-C.
+///
+/// Example: mixgate demo --send letter.eml
 #[derive(Args, Debug)]
 pub(super) struct DemoArguments {
     /// How many mixes. Two of them are exits
@@ -67,7 +69,7 @@ pub(super) async fn run(arguments: DemoArguments) -> Result<(), Failed> {
         interval: arguments.interval,
         home: arguments.home,
     };
-    let mut signals = StopSignals::listen()?;
+    let mut signals = StopSignals::listen_at_terminal()?;
     if let Some(file) = &arguments.ready {
         Demo::unannounce(file)?;
     }

@@ -1,18 +1,22 @@
 //! `mixgate run`: the roles that a configuration enables, until the process is asked to end.
 
 use clap::Args;
-use mix::node::World;
+use mix::net::sockets::Inherited;
 
-use super::configured::Configured;
-use super::{Failed, StopSignals};
+use super::{Configured, Failed};
 use crate::passphrase::PassphraseSource;
-use crate::{Gateway, log};
+use crate::service;
 
 /// Start the roles that a configuration file enables: gateway, node, directory
 ///
 /// Settings come from, the later before the earlier: defaults, the file, environment variables such as
 /// MIXGATE_NODE__NICKNAME, and --set. Where node.keys.sealed is true, the passphrase is read from --passphrase-fd,
 /// --passphrase-file or the variable MIXGATE_PASSPHRASE, else asked for on the terminal.
+///
+/// SIGTERM and Ctrl-C end the program within a minute: what is under way is finished, the rest waits on disk. SIGHUP
+/// reads the configuration again and says in the log which keys wait for a restart.
+///
+/// Example: mixgate run --config mixgate.toml --set log.level=debug
 #[derive(Args, Debug)]
 pub(super) struct RunArguments {
     #[command(flatten)]
@@ -21,23 +25,17 @@ pub(super) struct RunArguments {
     passphrase: PassphraseSource,
 }
 
-pub(super) async fn run(arguments: RunArguments) -> Result<(), Failed> {
-    let config = arguments.configured.load()?;
-    let sealed = config.node.enabled && config.node.keys.sealed;
-    let passphrase = sealed.then(|| arguments.passphrase.read()).transpose().map_err(Failed::configuration)?;
-    log::init(config.log.level);
-    let mut signals = StopSignals::listen()?;
-    let started = Gateway::start_sealed(config, World::real(), passphrase).await;
-    let mut running =
-        started.map_err(|e| if e.is_configuration() { Failed::configuration(e) } else { Failed::from(e) })?;
-    let ended = tokio::select! {
-        () = signals.asked() => Ok(()),
-        () = running.service_ended() => Err(anyhow::anyhow!("a service has ended that should not; see the log").into()),
-    };
-    tracing::info!("stopping");
-    tokio::select! {
-        () = running.stop() => ended,
-        // Whoever asks twice does not want to wait. What was accepted is on disk.
-        () = signals.asked() => ended,
+impl RunArguments {
+    /// With the role of a node, whatever the configuration says.
+    pub(super) fn with_node(self) -> Self {
+        Self { configured: self.configured.with("node.enabled", "true"), ..self }
     }
+}
+
+pub(super) async fn run(arguments: RunArguments, sockets: Inherited) -> Result<(), Failed> {
+    let loaded = arguments.configured.load_traced()?;
+    let node = &loaded.settings.node;
+    let sealed = node.enabled && node.keys.sealed;
+    let passphrase = sealed.then(|| arguments.passphrase.read()).transpose().map_err(Failed::configuration)?;
+    service::run(arguments.configured, loaded, passphrase, sockets).await
 }

@@ -23,6 +23,7 @@ use tracing::debug;
 use super::addresses::{Access, ListenAddresses};
 use super::bandwidth::{Bandwidth, Metered, PacketsGo};
 use super::seats::{Limits, Seats};
+use super::sockets::Inherited;
 use super::tls::{self, LinkIdentity};
 use super::writing::Writing;
 use crate::mmtp::frame::{ANSWER_LEN, WINDOW};
@@ -159,7 +160,21 @@ impl<S: PacketSink> MmtpListener<S> {
         config: ListenConfig,
         sink: Arc<S>,
     ) -> Result<Self, ListenError> {
-        let sockets = Sockets::open(&addresses.into(), config.max_unsent)?;
+        Self::bind_in(&Inherited::default(), addresses, identity, config, sink).await
+    }
+
+    /// As [`MmtpListener::bind`], on the sockets that were handed over for these addresses, where there are some.
+    ///
+    /// # Errors
+    /// As [`MmtpListener::bind`].
+    pub async fn bind_in(
+        inherited: &Inherited,
+        addresses: impl Into<ListenAddresses>,
+        identity: watch::Receiver<Arc<LinkIdentity>>,
+        config: ListenConfig,
+        sink: Arc<S>,
+    ) -> Result<Self, ListenError> {
+        let sockets = Sockets::open(&addresses.into(), config.max_unsent, inherited)?;
         Ok(Self { sockets, identity, config, bandwidth: None, sink })
     }
 
@@ -265,10 +280,10 @@ struct Arrival {
 }
 
 impl Sockets {
-    fn open(addresses: &ListenAddresses, max_unsent: u32) -> Result<Self, ListenError> {
+    fn open(addresses: &ListenAddresses, max_unsent: u32, inherited: &Inherited) -> Result<Self, ListenError> {
         let open = |&address: &SocketAddr| {
             let failed = |source| ListenError { address, source };
-            let listener = listen(address, max_unsent).map_err(failed)?;
+            let listener = inherited.open(address, || listen(address, max_unsent)).map_err(failed)?;
             let address = listener.local_addr().map_err(failed)?;
             Ok(Socket { listener, address })
         };
@@ -597,7 +612,9 @@ mod tests {
         for _ in 0..100 {
             let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
             let both = vec![SocketAddr::from(([0, 0, 0, 0], free)), SocketAddr::from((Ipv6Addr::UNSPECIFIED, free))];
-            let Ok(mut sockets) = Sockets::open(&both.clone().try_into().unwrap(), 65536) else { continue };
+            let Ok(mut sockets) = Sockets::open(&both.clone().try_into().unwrap(), 65536, &Inherited::default()) else {
+                continue;
+            };
             assert_eq!(sockets.open.iter().map(|socket| socket.address).collect::<Vec<_>>(), both);
             for peer in ["127.0.0.1", "::1", "127.0.0.1"] {
                 let peer: IpAddr = peer.parse().unwrap();

@@ -10,5 +10,6 @@ pub mod listen;
 pub mod loopback;
 pub mod resolve;
 mod seats;
+pub mod sockets;
 pub mod tls;
 mod writing;

@@ -65,6 +65,8 @@ pub struct NodeConfig {
     /// descriptor publishes.
     #[serde(skip)]
     pub elsewhere: Vec<&'static str>,
+    /// What is counted for the operator.
+    pub stats: StatsConfig,
 }
 
 impl Default for NodeConfig {
@@ -90,6 +92,7 @@ impl Default for NodeConfig {
             mbox: MboxDeliveryConfig::default(),
             fragments: FragmentsConfig::default(),
             elsewhere: Vec::new(),
+            stats: StatsConfig::default(),
         }
     }
 }
@@ -437,5 +440,24 @@ impl Default for KeysConfig {
     fn default() -> Self {
         let days = |days: u64| Duration::from_secs(days * 24 * 3600);
         Self { lifetime: days(30), overlap: days(1), ahead: days(14), identity_bits: 2048, sealed: false }
+    }
+}
+
+/// Section `[node.stats]`: counts for the operator, rounded so that they do no harm (`node::stats`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StatsConfig {
+    /// Whether they are kept.
+    pub enabled: bool,
+    /// What one report is about.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// Where reports are appended. `None`: `statistics` in the home of the node.
+    pub file: Option<PathBuf>,
+}
+
+impl Default for StatsConfig {
+    fn default() -> Self {
+        Self { enabled: true, interval: Duration::from_secs(24 * 3600), file: None }
     }
 }

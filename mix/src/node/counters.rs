@@ -6,7 +6,43 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The counters of one process; clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Counters(Arc<Cells>);
+pub struct Counters(Arc<Cells>, Arc<Pulse>);
+
+/// Whether workers move. Nobody is told any of it.
+#[derive(Debug, Default)]
+struct Pulse {
+    beats: AtomicU64,
+    busy: AtomicU64,
+}
+
+impl Counters {
+    /// A worker works, until it drops what it gets.
+    pub(super) fn working(&self) -> Working {
+        self.1.busy.fetch_add(1, Ordering::Relaxed);
+        self.beat();
+        Working(self.clone())
+    }
+
+    /// A worker lives: it tries again what the store refused.
+    pub(super) fn beat(&self) {
+        self.1.beats.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Changes as long as workers move; `None` when none has anything to do.
+    pub(super) fn pulse(&self) -> Option<u64> {
+        (self.1.busy.load(Ordering::Relaxed) > 0).then(|| self.1.beats.load(Ordering::Relaxed))
+    }
+}
+
+/// A worker that works.
+pub(super) struct Working(Counters);
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.1.busy.fetch_sub(1, Ordering::Relaxed);
+        self.0.beat();
+    }
+}
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -32,6 +68,13 @@ macro_rules! counters {
             /// All of them.
             pub fn snapshot(&self) -> Counts {
                 Counts { $($name: self.0.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+
+        impl Counts {
+            /// Names and numbers, in the order in which a packet comes by them.
+            pub fn figures(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
             }
         }
 

@@ -130,7 +130,36 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug)]
 pub struct DirectoryServer;
 
+/// Reads the settings as the types they mean.
+fn read(config: &DirectoryConfig) -> Result<(Policy, BTreeSet<Nickname>), DirectoryError> {
+    let approved = config.approved.iter().map(|fingerprint| {
+        KeyId::from_fingerprint(fingerprint)
+            .ok_or_else(|| DirectoryError::Fingerprint { fingerprint: fingerprint.clone() })
+    });
+    let not_recommended = config.not_recommended.iter().map(|nickname| {
+        nickname.parse().map_err(|source| DirectoryError::Nickname { nickname: nickname.clone(), source })
+    });
+    let web = config.url.starts_with("http://") || config.url.starts_with("https://");
+    if !web || !config.url.ends_with('/') || config.url.contains(char::is_whitespace) {
+        return Err(DirectoryError::Url { url: config.url.clone() });
+    }
+    let policy = Policy {
+        accept_unknown: config.accept_unknown,
+        approved: approved.collect::<Result<_, _>>()?,
+        max_mixes: config.max_mixes,
+    };
+    Ok((policy, not_recommended.collect::<Result<_, _>>()?))
+}
+
 impl DirectoryServer {
+    /// Looks at the settings as a start does, without a disk, a port or a key.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Fingerprint`], [`DirectoryError::Nickname`], [`DirectoryError::Url`].
+    pub fn check(config: &DirectoryConfig) -> Result<(), DirectoryError> {
+        read(config).map(|_| ())
+    }
+
     /// Opens the files, signs a directory and serves it on `listener` until `shutdown`.
     ///
     /// # Errors
@@ -240,24 +269,9 @@ struct Published {
 
 impl Office {
     fn open(config: &DirectoryConfig, key: PrivateKey, now: SystemTime) -> Result<Self, DirectoryError> {
-        let approved = config.approved.iter().map(|fingerprint| {
-            KeyId::from_fingerprint(fingerprint)
-                .ok_or_else(|| DirectoryError::Fingerprint { fingerprint: fingerprint.clone() })
-        });
-        let not_recommended = config.not_recommended.iter().map(|nickname| {
-            nickname.parse().map_err(|source| DirectoryError::Nickname { nickname: nickname.clone(), source })
-        });
-        let web = config.url.starts_with("http://") || config.url.starts_with("https://");
-        if !web || !config.url.ends_with('/') || config.url.contains(char::is_whitespace) {
-            return Err(DirectoryError::Url { url: config.url.clone() });
-        }
-        let policy = Policy {
-            accept_unknown: config.accept_unknown,
-            approved: approved.collect::<Result<_, _>>()?,
-            max_mixes: config.max_mixes,
-        };
+        let (policy, not_recommended) = read(config)?;
         let mut office = Self {
-            not_recommended: not_recommended.collect::<Result<_, _>>()?,
+            not_recommended,
             shelf: Shelf::open(&config.home, policy, now)?,
             voter: Voter { key_id: key.public_key().key_id(), url: config.url.clone() },
             key,

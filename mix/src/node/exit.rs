@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rand::CryptoRng;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
@@ -63,13 +63,14 @@ pub(super) struct SmtpWay {
 
 /// Gives each mail its Message-ID: the same for each attempt at one delivery, and no other. Should a crash make the outside
 /// server take a mail twice, readers and their programs can tell that it is one.
-pub(super) struct MessageIds(Secret<[u8; DIGEST_LEN]>);
+#[derive(Clone)]
+pub(super) struct MessageIds(Arc<Secret<[u8; DIGEST_LEN]>>);
 
 impl MessageIds {
     /// Those of the node with this identity key, from which nobody else can derive them: to see how many deliveries lie
     /// between two mails is nobody's business.
     pub(super) fn of(identity: &PrivateKey) -> Self {
-        Self(Secret::new(Keyset::new(&identity.to_pkcs8_der()).purpose(b"MESSAGE IDS").0))
+        Self(Arc::new(Secret::new(Keyset::new(&identity.to_pkcs8_der()).purpose(b"MESSAGE IDS").0)))
     }
 
     /// What the Message-ID of a delivery is drawn from.
@@ -113,6 +114,14 @@ pub(super) struct MboxWay {
     pub(super) max_size: u64,
 }
 
+/// How messages are delivered; may change while the service runs.
+#[derive(Clone)]
+pub(super) struct Ways {
+    pub(super) smtp: Option<Arc<SmtpWay>>,
+    pub(super) mbox: Option<Arc<MboxWay>>,
+    pub(super) fragments: FragmentsConfig,
+}
+
 /// The service that delivers.
 #[derive(Clone)]
 pub(super) struct ExitService {
@@ -121,9 +130,8 @@ pub(super) struct ExitService {
     pub(super) counters: Counters,
     pub(super) world: World,
     pub(super) stop: CancellationToken,
-    pub(super) smtp: Option<Arc<SmtpWay>>,
-    pub(super) mbox: Option<Arc<MboxWay>>,
-    pub(super) fragments: FragmentsConfig,
+    /// Each delivery goes by what holds when it begins.
+    pub(super) ways: watch::Receiver<Ways>,
     /// Whether there may be messages of which enough fragments are here; true at the start.
     pub(super) some_ready: Arc<AtomicBool>,
 }
@@ -223,7 +231,7 @@ impl ExitService {
 
     /// Hands a message to the mail server.
     async fn mail(&self, item: ExitItem) -> Verdict {
-        let Some(way) = self.smtp.clone() else { return Verdict::Undeliverable };
+        let Some(way) = self.ways.borrow().smtp.clone() else { return Verdict::Undeliverable };
         let to = std::str::from_utf8(&item.address).ok().and_then(|address| Mailbox::parse(address).ok());
         let Some(to) = to else { return Verdict::Undeliverable };
         let (writer, recipient, now) = (Arc::clone(&way), to.clone(), self.world.now());
@@ -245,7 +253,7 @@ impl ExitService {
 
     /// Hands a message to a user of the gateway in this process.
     async fn mailbox(&self, item: ExitItem) -> Verdict {
-        let Some(way) = self.mbox.clone() else { return Verdict::Undeliverable };
+        let Some(way) = self.ways.borrow().mbox.clone() else { return Verdict::Undeliverable };
         let Ok(name) = String::from_utf8(item.address.clone()) else { return Verdict::Undeliverable };
         let key = delivery_key(&item);
         let delivered = spawn_blocking(move || {
@@ -265,11 +273,12 @@ impl ExitService {
     /// Keeps a fragment, and puts its message together if it was the last that was needed.
     async fn fragment(&self, item: ExitItem) {
         let id = item.id;
-        let (facts, data) = match fragment_of(&item, &self.fragments) {
+        let config = self.ways.borrow().fragments.clone();
+        let (facts, data) = match fragment_of(&item, &config) {
             Some(fragment) => fragment,
             None => return self.give_up(id).await,
         };
-        let (now, limit) = (self.world.now(), self.fragments.max_stored);
+        let (now, limit) = (self.world.now(), config.max_stored);
         let addition = durable::note(&self.db, &self.stop, move |tx| {
             let addition = fragments::add(tx, SCOPE, &facts, &data, now, limit)?;
             queue::delivered(tx, id)?;
@@ -333,7 +342,7 @@ impl ExitService {
     async fn expire(&self) {
         let now = self.world.now();
         let before = |age: Duration| now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
-        let (old, forgotten) = (before(self.fragments.keep), before(REMEMBER));
+        let (old, forgotten) = (before(self.ways.borrow().fragments.keep), before(REMEMBER));
         let expired = durable::write(&self.db, move |tx| {
             fragments::prune(tx, forgotten)?;
             fragments::expire(tx, old, now)
@@ -459,6 +468,12 @@ mod tests {
         _home: tempfile::TempDir,
     }
 
+    fn ways(mailboxes: Arc<dyn LocalMailboxes<Arrival>>, max_size: u64) -> watch::Receiver<Ways> {
+        let fragments = FragmentsConfig { enabled: true, max_size: 200_000, ..FragmentsConfig::default() };
+        let mbox = Some(Arc::new(MboxWay { mailboxes, max_size }));
+        watch::channel(Ways { smtp: None, mbox, fragments }).1
+    }
+
     fn exit() -> Exited {
         let home = tempfile::tempdir().unwrap();
         let mailbox = Arc::new(Recorder::default());
@@ -468,9 +483,7 @@ mod tests {
             counters: Counters::default(),
             world: World::real(),
             stop: CancellationToken::new(),
-            smtp: None,
-            mbox: Some(Arc::new(MboxWay { mailboxes: mailbox.clone(), max_size: 100_000 })),
-            fragments: FragmentsConfig { enabled: true, max_size: 200_000, ..FragmentsConfig::default() },
+            ways: ways(mailbox.clone(), 100_000),
             some_ready: Arc::default(),
         };
         Exited { service, mailbox, _home: home }
@@ -577,7 +590,7 @@ mod tests {
     #[tokio::test]
     async fn exit_puts_together_as_many_fragments_as_its_descriptor_says() {
         let mut exited = exit();
-        exited.service.mbox = Some(Arc::new(MboxWay { mailboxes: exited.mailbox.clone(), max_size: 1 << 20 }));
+        exited.service.ways = ways(exited.mailbox.clone(), 1 << 20);
         // The limit of 200,000 octets is seven blocks, cut as eight: eleven fragments, and so is what is a little longer.
         assert_eq!(fragmented(&exited, 220_000).await.len(), 1);
         assert_eq!(fragmented(&exited, 230_000).await.len(), 1, "sixteen blocks: beyond what the descriptor says");
@@ -596,7 +609,7 @@ mod tests {
         let mail = MailConfig { return_address: Mailbox::parse("nobody@exit.example").ok(), ..MailConfig::default() };
         let writer = MailWriter::new(mail).unwrap();
         let server = SmtpExit::new(&SmtpExitConfig::default(), writer.return_address()).unwrap();
-        let message_ids = MessageIds(Secret::new([7; DIGEST_LEN]));
+        let message_ids = MessageIds(Arc::new(Secret::new([7; DIGEST_LEN])));
         SmtpWay { writer, server, max_size, inflate_max, retry: RetrySchedule::new(Vec::new()), message_ids }
     }
 
@@ -654,7 +667,7 @@ mod tests {
             }
         }
         let Exited { mut service, _home, .. } = exit();
-        service.mbox = Some(Arc::new(MboxWay { mailboxes: Arc::new(Full), max_size: 1000 }));
+        service.ways = ways(Arc::new(Full), 1000);
         let began = service.world.now();
         service.db.write(|tx| queue::insert_message(tx, RoutingType::MBOX, b"frida", &compress(b"\ntext"))).unwrap();
         let due_at = |service: &ExitService, now| service.db.read(|view| queue::due(view, now, 10)).unwrap();

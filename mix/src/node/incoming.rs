@@ -183,6 +183,7 @@ enum Finding {
 impl Worker {
     fn run(&self, fed: &Mutex<Receiver<(IncomingId, Packet)>>) {
         while let Some(batch) = next_batch(fed) {
+            let _working = self.counters.working();
             self.unwrap_guarded(batch, &|batch| self.unwrap(batch));
         }
     }
@@ -229,7 +230,7 @@ impl Worker {
     /// `None` when the process ends before the store could say whether the packet is new: it stays among the incoming
     /// until the next start.
     fn admit(&self, id: IncomingId, opened: unwrap::Opened<'_>, claims: &mut Vec<Claim>) -> Option<Finding> {
-        let mut gate = Patient { gate: self.replay.gate(), stop: &self.stop };
+        let mut gate = Patient { gate: self.replay.gate(), counters: &self.counters, stop: &self.stop };
         let admitted = match opened.admit(&mut gate) {
             Ok(admitted) => admitted,
             Err(NotAdmitted::Replay) => {
@@ -265,6 +266,7 @@ impl Worker {
             match self.db.write(move |tx| step.iter().try_for_each(|finding| record(tx, finding))) {
                 Ok(()) => return,
                 Err(e) => {
+                    self.counters.beat();
                     error!(error = %e, "packets wait: the store does not take what was made of them");
                     if self.stop.is_cancelled() {
                         return;
@@ -279,6 +281,7 @@ impl Worker {
 /// The replay log, asked again until it answers: these packets were answered RECEIVED.
 struct Patient<'l> {
     gate: Gate<'l>,
+    counters: &'l Counters,
     stop: &'l CancellationToken,
 }
 
@@ -295,6 +298,7 @@ impl unwrap::ReplayLog for Patient<'_> {
                 Ok(novelty) => return Ok(novelty),
                 Err(e) => error!(error = %e, "packets wait: the replay log cannot be read"),
             }
+            self.counters.beat();
             if self.stop.is_cancelled() {
                 return Err(Stopped);
             }

@@ -58,6 +58,7 @@ mod tests {
     use tokio::time::{Instant, advance};
 
     use super::*;
+    use crate::net::bandwidth::Metered;
     use crate::net::tls;
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -127,10 +128,12 @@ mod tests {
         let key = identity.public_key().key_id();
         let accepted = async {
             let (stream, _) = listener.accept().await.unwrap();
-            tls::accept(&old, stream).await.unwrap()
+            tls::accept(&old, Metered::new(stream, None)).await.unwrap()
         };
-        let connected =
-            async { tls::connect(key, world.now(), TcpStream::connect(address).await.unwrap()).await.unwrap() };
+        let connected = async {
+            let stream = Metered::new(TcpStream::connect(address).await.unwrap(), None);
+            tls::connect(key, world.now(), stream).await.unwrap()
+        };
         let (mut server, mut client) = tokio::join!(accepted, connected);
         tokio::time::pause();
         advance(24 * HOUR).await;

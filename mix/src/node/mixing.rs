@@ -192,6 +192,30 @@ mod tests {
         assert_eq!(mixing.db.read(outgoing::count).unwrap(), 3);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn interval_and_rule_can_change_while_the_service_runs() {
+        let home = tempfile::tempdir().unwrap();
+        let mut mixing = mixing(&home, Pool::Timed);
+        let ten_hours = Duration::from_secs(36_000);
+        let (change, rhythm) = watch::channel(Rhythm { pool: Pool::Timed, interval: ten_hours });
+        mixing.rhythm = rhythm;
+        let (db, mut firings) = (mixing.db.clone(), mixing.bells.firings.subscribe());
+        for _ in 0..3 {
+            db.write(|tx| pool::insert(tx, &relay(KeyId([2; 20])))).unwrap();
+        }
+        let stop = CancellationToken::new();
+        let service = tokio::spawn(mixing.run(World::real(), stop.clone()));
+        tokio::task::yield_now().await;
+        let pool = Pool::Cottrell(DynamicPool::new(1, 1.0).unwrap());
+        change.send_replace(Rhythm { pool, interval: Duration::from_secs(60) });
+        let begun = Instant::now();
+        firings.changed().await.unwrap();
+        assert!(begun.elapsed() < ten_hours, "the new interval, not the old");
+        assert_eq!(db.read(outgoing::count).unwrap(), 2, "the new rule keeps one");
+        stop.cancel();
+        service.await.unwrap();
+    }
+
     #[tokio::test]
     async fn packets_for_the_node_itself_go_back_to_the_incoming_and_ring_there() {
         let home = tempfile::tempdir().unwrap();

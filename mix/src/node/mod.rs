@@ -5,6 +5,7 @@
 
 pub mod clock;
 pub mod config;
+mod control;
 pub mod counters;
 pub mod describe;
 pub mod directory;
@@ -23,11 +24,14 @@ pub mod room;
 mod rotation;
 pub mod sender;
 mod start;
+pub mod stats;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 
 pub use clock::World;
+pub use control::{KeyTimes, NodeControl, NodeStatus, Progress, Queues};
 pub use counters::{Counters, Counts};
-pub use start::{Node, NodeError, Parts, RunningNode, Sending};
+pub use publish::Publication;
+pub use start::{Node, NodeError, Parts, RunningNode, Sending, check, weaknesses};

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -86,6 +87,19 @@ impl Network {
     pub fn routes(&self) -> Option<HashSet<NextHop>> {
         let directory = self.directory()?;
         Some(directory.descriptors().iter().filter_map(|mix| mix.route()).map(NextHop::Host).collect())
+    }
+
+    /// Until when the directory in force is valid.
+    pub fn valid_until(&self) -> Option<SystemTime> {
+        self.directory().map(|directory| directory.valid_until())
+    }
+
+    /// Looks at the settings as a start does. Without a directory server there is nothing to look at.
+    ///
+    /// # Errors
+    /// [`InvalidNetwork`].
+    pub fn check(config: &NetworkConfig) -> Result<(), InvalidNetwork> {
+        KeyId::from_fingerprint(&config.directory_key).map(|_| ()).ok_or(InvalidNetwork::DirectoryKey)
     }
 
     /// Changes with each new directory.

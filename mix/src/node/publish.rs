@@ -60,12 +60,72 @@ impl Published {
     }
 }
 
+/// What the directory server last said of the descriptor in force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Publication {
+    /// No directory server is asked.
+    #[default]
+    Nowhere,
+    /// It has not answered yet.
+    Pending,
+    /// It lists this node.
+    Listed,
+    /// It has the descriptor, which waits for its operator.
+    Waiting,
+    /// It could not be reached, or refused.
+    Failing,
+}
+
+/// What is known of the publication, and the bell that asks for another.
+#[derive(Debug)]
+pub(super) struct Desk {
+    /// With the number of answers so far.
+    said: watch::Sender<(u64, Publication)>,
+    /// Rung when all descriptors are to be uploaded once more.
+    again: Notify,
+}
+
+impl Desk {
+    pub(super) fn new(begins: Publication) -> Self {
+        Self { said: watch::channel((0, begins)).0, again: Notify::new() }
+    }
+
+    /// What was said last.
+    pub(super) fn publication(&self) -> Publication {
+        self.said.borrow().1
+    }
+
+    /// Asks for an upload of all descriptors.
+    pub(super) fn again(&self) {
+        self.again.notify_one();
+    }
+
+    /// Asks for an upload of all descriptors, and returns what came of it.
+    pub(super) async fn publish_again(&self) -> Publication {
+        if self.publication() == Publication::Nowhere {
+            return Publication::Nowhere;
+        }
+        let mut news = self.said.subscribe();
+        self.again();
+        // The sender is our own: it is there as long as we are.
+        let _ = news.changed().await;
+        self.publication()
+    }
+
+    fn say(&self, what: Publication) {
+        self.said.send_modify(|(answers, said)| {
+            *answers += 1;
+            *said = what;
+        });
+    }
+}
+
 /// The service that uploads.
 pub(super) struct Publisher {
     /// What is to be known.
     pub(super) descriptors: watch::Receiver<Arc<Descriptors>>,
-    /// Rung when all are to be uploaded once more.
-    pub(super) again: Arc<Notify>,
+    /// Where what came of it is said, and where more is asked for.
+    pub(super) desk: Arc<Desk>,
     /// Base URL of the directory server, with a slash at its end.
     pub(super) url: String,
     /// How soon a failure is tried again.
@@ -83,6 +143,7 @@ impl Publisher {
             let all = Arc::clone(&self.descriptors.borrow_and_update());
             done.retain(|digest, _| all.all.iter().any(|stated| stated.descriptor.digest() == *digest));
             let mut failed = None;
+            let mut said = None;
             for stated in &all.all {
                 let digest = stated.descriptor.digest();
                 if done.get(&digest).is_some_and(|at| at.elapsed() < AGAIN) {
@@ -92,6 +153,12 @@ impl Publisher {
                 match self.stop.run_until_cancelled(upload).await {
                     None => return,
                     Some(Ok(uploaded)) => {
+                        if stated.descriptor == all.current {
+                            said = Some(match uploaded {
+                                Uploaded::Accepted => Publication::Listed,
+                                Uploaded::Waiting { .. } => Publication::Waiting,
+                            });
+                        }
                         let first = done.insert(digest, Instant::now()).is_none();
                         self.note(stated, &uploaded).await;
                         if first {
@@ -100,6 +167,9 @@ impl Publisher {
                     }
                     Some(Err(e)) => failed = Some(e),
                 }
+            }
+            if let Some(said) = failed.as_ref().map(|_| Publication::Failing).or(said) {
+                self.desk.say(said);
             }
             let wait = if failed.is_some() { self.retry } else { AGAIN };
             if let Some(e) = &failed
@@ -111,7 +181,7 @@ impl Publisher {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 changed = self.descriptors.changed() => if changed.is_err() { return },
-                () = self.again.notified() => done.clear(),
+                () = self.desk.again.notified() => done.clear(),
                 () = self.stop.cancelled() => return,
             }
         }

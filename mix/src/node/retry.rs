@@ -47,6 +47,11 @@ impl RetrySchedule {
         Self(steps)
     }
 
+    /// The steps.
+    pub fn steps(&self) -> &[RetryStep] {
+        &self.0
+    }
+
     /// Once a minute for a day: for what lies in the same process, and fails only with the disk.
     pub fn every_minute_for_a_day() -> Self {
         Self(vec![RetryStep { every: Duration::from_secs(60), during: Duration::from_secs(24 * 3600) }])

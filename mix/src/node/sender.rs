@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rand::seq::SliceRandom;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
@@ -172,8 +172,8 @@ pub struct Sender {
     pub network: Network,
     /// How to pack.
     pub style: Style,
-    /// Where answers to each identity arrive.
-    pub reply_to: BTreeMap<String, ExitAddress>,
+    /// Where answers to each identity arrive. May change at any time.
+    pub reply_to: watch::Receiver<BTreeMap<String, ExitAddress>>,
     /// Rung when there is new mail.
     pub bell: Arc<Notify>,
     /// What is counted.
@@ -307,14 +307,15 @@ impl Sender {
         dice: &mut Dice,
     ) -> Result<Vec<u8>, NotPacked> {
         let mut message = mail.message.clone();
-        let Some(reply_to) = self.reply_to.get(&mail.identity).filter(|_| mail.reply_blocks > 0) else {
+        let reply_to = self.reply_to.borrow().get(&mail.identity).filter(|_| mail.reply_blocks > 0).cloned();
+        let Some(reply_to) = reply_to else {
             return Ok(message);
         };
         let name = mail.identity.clone();
         let identity = self.db.read(|view| keyring::find(view, &name))?.ok_or(NotPacked::NoIdentity)?;
         message.extend_from_slice(b"\n");
         for _ in 0..mail.reply_blocks {
-            let surb = self.reply_block(reply_to, &identity.surb_key, mixes, now, dice)?;
+            let surb = self.reply_block(&reply_to, &identity.surb_key, mixes, now, dice)?;
             message.extend_from_slice(armor::surb_to_text(&surb).as_bytes());
         }
         Ok(message)

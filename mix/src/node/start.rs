@@ -4,27 +4,29 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::clock::World;
 use super::config::{MboxDeliveryConfig, MixRule, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig};
+use super::control::{Changes, Inner, NodeControl};
 use super::counters::Counters;
-use super::describe::{self, Descriptors};
+use super::describe::Descriptors;
 use super::dummies::Dummies;
-use super::exit::{ExitService, MboxWay, MessageIds, SmtpWay};
+use super::exit::{ExitService, MboxWay, MessageIds, SmtpWay, Ways};
 use super::incoming::{self, Incoming, Worker};
 use super::keys::{InvalidKeys, KeyError, KeyPlan, Keyring};
 use super::link;
 use super::mixing::{Bells, Mixing, Rhythm};
 use super::network::Network;
 use super::outgoing::Outgoing;
-use super::publish::Publisher;
-use super::rotation::{self, Office, Rotation, SharedKeyring};
+use super::publish::{Desk, Publication, Publisher};
+use super::rotation::{Office, Rotation};
+use super::stats::Statistics;
 use crate::batch::{InvalidPool, Pool};
-use crate::crypto::pk::{InvalidKey, PrivateKey};
+use crate::crypto::pk::InvalidKey;
 use crate::crypto::{KeyId, Passphrase};
 use crate::deliver::mail::{MailWriter, NoReturnAddress};
 use crate::deliver::mbox::LocalMailboxes;
@@ -34,7 +36,9 @@ use crate::directory::fields::Unsignable;
 use crate::directory::nickname::{InvalidNickname, Nickname};
 use crate::net::bandwidth::{Bandwidth, InvalidBandwidth};
 use crate::net::listen::{ListenError, MmtpListener};
+use crate::net::sockets::Inherited;
 use crate::net::tls::{IdentityError, LinkIdentity};
+use crate::packet::HostName;
 use crate::packet::routing::InvalidRouting;
 use crate::store::inbox::Arrival;
 use crate::store::replay::ReplayLog;
@@ -46,6 +50,9 @@ const LEAST_MINIMUM: usize = 5;
 const HIGHEST_RATE: f64 = 0.8;
 /// Within less, too few packets come together. The reference's limit is 30 minutes, with a pool that keeps 6 and not 45.
 const LEAST_INTERVAL: Duration = Duration::from_secs(15 * 60);
+
+/// Statistics of shorter intervals show when something happened (REFERENCE: "StatsInterval is too short").
+const SHORT_STATS: Duration = Duration::from_secs(2 * 3600);
 
 /// Why a node could not be started. The operator must mend what is named.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +69,9 @@ pub enum NodeError {
     /// `node.mixing.interval` is zero.
     #[error("node.mixing.interval must be longer than nothing")]
     Interval,
+    /// `node.stats.interval` is zero.
+    #[error("node.stats.interval must be longer than nothing")]
+    StatsInterval,
     /// The keys.
     #[error("the keys of the node")]
     Keys(#[from] KeyError),
@@ -122,6 +132,7 @@ impl NodeError {
             | Self::Interval
             | Self::Access { .. }
             | Self::Bandwidth(_)
+            | Self::StatsInterval
             | Self::Descriptor(_)
             | Self::ReturnAddress(_)
             | Self::Smtp(_)
@@ -131,6 +142,25 @@ impl NodeError {
             | Self::NoMailboxes => true,
             Self::Keys(_) | Self::PacketKey(_) | Self::Store(_) | Self::Link(_) | Self::Listen(_) => false,
         }
+    }
+}
+
+impl NodeError {
+    /// The key that must be mended, where it is a single one.
+    pub fn key(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Nickname(_) => "node.nickname",
+            Self::Host(_) => "node.host",
+            Self::KeyPlan(_) | Self::NoPassphrase => "node.keys",
+            Self::Renamed { .. } => "node.nickname",
+            Self::Mixing(_) => "node.mixing.rate",
+            Self::Interval => "node.mixing.interval",
+            Self::StatsInterval => "node.stats.interval",
+            Self::ReturnAddress(_) => "node.smtp.mail",
+            Self::Smtp(_) => "node.smtp.server",
+            Self::NoMailboxes => "node.mbox.enabled",
+            _ => return None,
+        })
     }
 }
 
@@ -149,6 +179,8 @@ pub struct Parts {
     pub directory: Option<Network>,
     /// What the private keys are sealed with, where `node.keys.sealed` says that they are.
     pub passphrase: Option<Passphrase>,
+    /// Sockets that a service manager holds open.
+    pub sockets: Inherited,
     /// Cancelled to stop the node.
     pub stop: CancellationToken,
 }
@@ -166,11 +198,8 @@ pub struct RunningNode {
     pub addresses: Vec<SocketAddr>,
     /// Its queues: whoever puts a packet into the pool sends through this node.
     pub db: Db,
-    keyring: SharedKeyring,
-    config: watch::Sender<Arc<NodeConfig>>,
-    descriptors: watch::Receiver<Arc<Descriptors>>,
-    publish_again: Arc<Notify>,
-    world: World,
+    /// What its operator may ask and change.
+    pub control: NodeControl,
     tasks: JoinSet<()>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
@@ -178,41 +207,12 @@ pub struct RunningNode {
 impl RunningNode {
     /// What it says of itself now.
     pub fn descriptor(&self) -> Arc<Descriptor> {
-        Arc::clone(&self.descriptors.borrow().current)
+        self.control.descriptor()
     }
 
     /// All that it says of itself, now and later; changes when keys or settings do.
     pub fn descriptors(&self) -> watch::Receiver<Arc<Descriptors>> {
-        self.descriptors.clone()
-    }
-
-    /// Uploads all descriptors to the directory server once more.
-    pub fn republish(&self) {
-        self.publish_again.notify_one();
-    }
-
-    /// Takes other settings for keys and descriptors: those that the descriptors state are signed and published again,
-    /// with the same keys, if they have changed; `node.keys` holds for keys to come, its overlap for all, and whether
-    /// keys are sealed is a matter of the start. Signs a descriptor for the check, so call it where that may take a
-    /// moment. Rules about addresses are obeyed, and so published, as they were at the start.
-    ///
-    /// # Errors
-    /// [`NodeError`] for settings that cannot be taken; nothing changes then. The nickname is one of them.
-    pub fn reconfigure(&self, config: &NodeConfig) -> Result<(), NodeError> {
-        KeyPlan::new(&config.keys)?;
-        let known = self.descriptor().nickname().clone();
-        if config.nickname.parse::<Nickname>()? != known {
-            return Err(NodeError::Renamed { known });
-        }
-        let Self { keyring, world, address, .. } = self;
-        describe::check(config, address.port(), &rotation::held(keyring), world.now(), &mut world.dice())?;
-        let start = Arc::clone(&self.config.borrow());
-        // Its folder was chosen at the start; and rules are published as its sockets obey them, which is since then.
-        let (home, incoming) = (start.home.clone(), start.incoming.clone());
-        let mut config = NodeConfig { home, incoming, ..config.clone() };
-        config.outgoing.access = start.outgoing.access.clone();
-        self.config.send_replace(Arc::new(config));
-        Ok(())
+        self.control.descriptors()
     }
 
     /// Returns when a service has ended, or failed; before the node is asked to stop, none should.
@@ -252,12 +252,9 @@ impl Node {
     /// # Errors
     /// [`NodeError`].
     pub async fn start(config: &NodeConfig, parts: Parts) -> Result<RunningNode, NodeError> {
-        let Parts { world, counters, mailboxes, network, directory, passphrase, stop } = parts;
+        let Parts { world, counters, mailboxes, network, directory, passphrase, sockets, stop } = parts;
+        check(config, mailboxes.is_some())?;
         let nickname: Nickname = config.nickname.parse()?;
-        let pool = config.mixing.pool()?;
-        if config.mixing.interval.is_zero() {
-            return Err(NodeError::Interval);
-        }
         let bandwidth = bandwidth(config)?;
         warn_of_weakness(config, directory.is_some());
         let plan = KeyPlan::new(&config.keys)?;
@@ -271,19 +268,23 @@ impl Node {
         let keyring = Keyring::open(&config.home.join("keys"), &plan, passphrase, &mut dice)?;
         let identity = keyring.identity().clone();
 
-        let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, &identity)).transpose()?;
-        let mbox = match (config.mbox.enabled, mailboxes) {
-            (false, _) => None,
-            (true, None) => return Err(NodeError::NoMailboxes),
-            (true, Some(mailboxes)) => Some(mbox_way(&config.mbox, mailboxes)),
-        };
+        let (change_rhythm, rhythm) = watch::channel(rhythm(config)?);
+        let (change_outgoing, outgoing) = watch::channel(config.outgoing.clone());
+        let message_ids = MessageIds::of(&identity);
+        let (change_ways, ways) = watch::channel(ways(config, mailboxes.clone(), &message_ids)?);
+        let (change_stats, stats) = watch::channel(config.stats.clone());
 
         let incoming = Incoming::new(db.clone(), counters.clone());
         let link = LinkIdentity::new(&identity, &nickname, world.now(), &mut dice)?;
         let (renew, link) = watch::channel(Arc::new(link));
-        let listener =
-            MmtpListener::bind(config.listen.clone(), link, config.incoming.clone(), Arc::new(incoming.clone()))
-                .await?;
+        let listener = MmtpListener::bind_in(
+            &sockets,
+            config.listen.clone(),
+            link,
+            config.incoming.clone(),
+            Arc::new(incoming.clone()),
+        )
+        .await?;
         let listener = listener.with_bandwidth(bandwidth.clone());
         let addresses = listener.local_addrs();
         check_access(config, &addresses)?;
@@ -325,31 +326,52 @@ impl Node {
             counters: counters.clone(),
             world: world.clone(),
             stop: stop.clone(),
-            smtp: smtp.map(Arc::new),
-            mbox: mbox.map(Arc::new),
-            fragments: config.fragments.clone(),
+            ways,
             some_ready: Arc::new(true.into()),
         };
         tasks.spawn(service.run());
-        let publish_again = Arc::new(Notify::new());
-        if !network.directory.is_empty() {
+        let asked = !network.directory.is_empty();
+        let desk = Arc::new(Desk::new(if asked { Publication::Pending } else { Publication::Nowhere }));
+        if asked {
             let publisher = Publisher {
                 descriptors: descriptors.clone(),
-                again: Arc::clone(&publish_again),
+                desk: Arc::clone(&desk),
                 url: network.directory,
                 retry: network.retry,
                 stop: stop.clone(),
             };
             tasks.spawn(publisher.run());
         }
+        let statistics =
+            config.stats.enabled.then(|| Statistics::open(&config.stats, &config.home, world.now(), &mut dice));
+        if let Some(statistics) = statistics.clone() {
+            tasks.spawn(statistics.run(stats, counters.clone(), world.clone(), stop.clone()));
+        }
         let dummies = directory.as_ref().filter(|_| config.dummies.enabled);
         let dummies = dummies.map(|known| Dummies::new(config.dummies.clone(), known.clone(), own, counters.clone()));
-        let rhythm = Rhythm { pool, interval: config.mixing.interval };
         let carry = Carry { db: db.clone(), rhythm, own: Some(own), dummies, directory, bandwidth };
-        carry.spawn(&mut tasks, bells, config.outgoing.clone(), counters, world.clone(), stop);
+        carry.spawn(&mut tasks, bells, outgoing, counters.clone(), world.clone(), stop);
         info!(%nickname, key = %own, %address, "the node is up");
-        let config = settings;
-        Ok(RunningNode { address, addresses, db, keyring, config, descriptors, publish_again, world, tasks, threads })
+        let control = NodeControl(Arc::new(Inner {
+            addresses: addresses.clone(),
+            keyring,
+            config: settings,
+            descriptors,
+            db: db.clone(),
+            counters,
+            world,
+            mailboxes,
+            message_ids,
+            desk,
+            statistics,
+            changes: Changes {
+                rhythm: change_rhythm,
+                outgoing: change_outgoing,
+                ways: change_ways,
+                stats: change_stats,
+            },
+        }));
+        Ok(RunningNode { address, addresses, db, control, tasks, threads })
     }
 }
 
@@ -364,8 +386,10 @@ impl Sending {
     pub fn start(db: Db, interval: Duration, outgoing: OutgoingConfig, parts: Parts) -> Self {
         let mut tasks = JoinSet::new();
         let Parts { world, counters, directory, stop, .. } = parts;
+        // Nothing of these changes while the gateway runs.
+        let (_, rhythm) = watch::channel(Rhythm { pool: Pool::Timed, interval });
+        let (_, outgoing) = watch::channel(outgoing);
         // No dummies: they would come from a user as regularly as from a mix, and say that there is one.
-        let rhythm = Rhythm { pool: Pool::Timed, interval };
         let carry = Carry { db, rhythm, own: None, dummies: None, directory, bandwidth: None };
         carry.spawn(&mut tasks, Bells::default(), outgoing, counters, world, stop);
         Self { tasks }
@@ -385,7 +409,7 @@ impl Sending {
 /// What mixes and connects.
 struct Carry {
     db: Db,
-    rhythm: Rhythm,
+    rhythm: watch::Receiver<Rhythm>,
     own: Option<KeyId>,
     dummies: Option<Dummies>,
     directory: Option<Network>,
@@ -397,15 +421,13 @@ impl Carry {
         self,
         tasks: &mut JoinSet<()>,
         bells: Bells,
-        config: OutgoingConfig,
+        config: watch::Receiver<OutgoingConfig>,
         counters: Counters,
         world: World,
         stop: CancellationToken,
     ) {
         let Self { db, rhythm, own, dummies, directory, bandwidth } = self;
-        let (_, rhythm) = watch::channel(rhythm);
-        let connect = config.connector(bandwidth);
-        let (_, config) = watch::channel(config);
+        let connect = config.borrow().connector(bandwidth);
         let outgoing = Outgoing {
             db: db.clone(),
             config,
@@ -454,10 +476,11 @@ fn warn_of_weakness(config: &NodeConfig, has_directory: bool) {
 
 /// Why the configuration is insecure, in the words that the descriptor publishes: the reference's where it has some, in
 /// its order.
-pub(super) fn weaknesses(config: &NodeConfig) -> Vec<&'static str> {
+pub fn weaknesses(config: &NodeConfig) -> Vec<&'static str> {
     let NodeConfig { mixing, dummies, .. } = config;
     let pooled = mixing.rule != MixRule::Timed;
     let own = [
+        (config.stats.enabled && config.stats.interval < SHORT_STATS, "StatsInterval is too short"),
         (!pooled, "Mix algorithm is not secure"),
         (pooled && mixing.minimum < LEAST_MINIMUM, "MixPoolMinSize is too small"),
         (pooled && mixing.rate > HIGHEST_RATE, "MixPoolRate is too high"),
@@ -471,11 +494,62 @@ pub(super) fn weaknesses(config: &NodeConfig) -> Vec<&'static str> {
     alpha.into_iter().chain(config.elsewhere.iter().copied()).chain(own).collect()
 }
 
-fn smtp_way(config: &SmtpDeliveryConfig, identity: &PrivateKey) -> Result<SmtpWay, NodeError> {
+/// Looks at the settings of a node as its start does, without a disk, a port or a key.
+///
+/// # Errors
+/// [`NodeError`] for which [`NodeError::is_configuration`] is true. What the descriptor would say is not looked at:
+/// that needs keys.
+pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> {
+    let _: Nickname = config.nickname.parse()?;
+    HostName::parse(&config.host).map_err(NodeError::Host)?;
+    rhythm(config)?;
+    bandwidth(config)?;
+    if config.stats.interval.is_zero() {
+        return Err(NodeError::StatsInterval);
+    }
+    KeyPlan::new(&config.keys)?;
+    if config.smtp.enabled {
+        mail_server(&config.smtp)?;
+    }
+    if config.mbox.enabled && !has_mailboxes {
+        return Err(NodeError::NoMailboxes);
+    }
+    Ok(())
+}
+
+/// When packets leave, and which.
+pub(super) fn rhythm(config: &NodeConfig) -> Result<Rhythm, NodeError> {
+    let (pool, interval) = (config.mixing.pool()?, config.mixing.interval);
+    if interval.is_zero() {
+        return Err(NodeError::Interval);
+    }
+    Ok(Rhythm { pool, interval })
+}
+
+/// How messages are delivered.
+pub(super) fn ways(
+    config: &NodeConfig,
+    mailboxes: Option<Arc<dyn LocalMailboxes<Arrival>>>,
+    message_ids: &MessageIds,
+) -> Result<Ways, NodeError> {
+    let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, message_ids.clone())).transpose()?.map(Arc::new);
+    let mbox = match (config.mbox.enabled, mailboxes) {
+        (false, _) => None,
+        (true, None) => return Err(NodeError::NoMailboxes),
+        (true, Some(mailboxes)) => Some(Arc::new(mbox_way(&config.mbox, mailboxes))),
+    };
+    Ok(Ways { smtp, mbox, fragments: config.fragments.clone() })
+}
+
+fn mail_server(config: &SmtpDeliveryConfig) -> Result<(MailWriter, SmtpExit), NodeError> {
     let writer = MailWriter::new(config.mail.clone())?;
     let server = SmtpExit::new(&config.server, writer.return_address())?;
+    Ok((writer, server))
+}
+
+fn smtp_way(config: &SmtpDeliveryConfig, message_ids: MessageIds) -> Result<SmtpWay, NodeError> {
+    let (writer, server) = mail_server(config)?;
     let SmtpDeliveryConfig { max_size, inflate_max, ref retry, .. } = *config;
-    let message_ids = MessageIds::of(identity);
     Ok(SmtpWay { writer, server, max_size, inflate_max, retry: retry.clone(), message_ids })
 }
 
@@ -489,6 +563,7 @@ mod tests {
     use crate::net::addresses::{Access, ListenAddresses};
     use crate::net::bandwidth::BandwidthConfig;
     use crate::node::config::{DummiesConfig, MixingConfig};
+    use crate::node::{Progress, Publication};
 
     fn with(mixing: MixingConfig) -> NodeConfig {
         NodeConfig { mixing, ..NodeConfig::default() }
@@ -530,6 +605,27 @@ mod tests {
         assert_eq!(weaknesses(&config), expected);
     }
 
+    async fn node(home: &tempfile::TempDir, stop: &CancellationToken) -> (NodeConfig, RunningNode) {
+        let mut config = NodeConfig { home: home.path().join("node"), ..NodeConfig::default() };
+        config.listen = SocketAddr::from(([127, 0, 0, 1], 0)).into();
+        let running = started(&config, stop).await;
+        (config, running)
+    }
+
+    async fn started(config: &NodeConfig, stop: &CancellationToken) -> RunningNode {
+        let parts = Parts {
+            world: World::real(),
+            counters: Counters::default(),
+            mailboxes: None,
+            network: NetworkConfig::default(),
+            directory: None,
+            passphrase: None,
+            sockets: Inherited::default(),
+            stop: stop.clone(),
+        };
+        Node::start(config, parts).await.unwrap()
+    }
+
     #[tokio::test]
     async fn node_listens_at_all_its_addresses_and_publishes_its_rules_and_the_first_port() {
         let home = tempfile::tempdir().unwrap();
@@ -541,17 +637,8 @@ mod tests {
             ..NodeConfig::default()
         };
         config.incoming.access = Access::try_from(rules).unwrap();
-        let parts = Parts {
-            world: World::real(),
-            counters: Counters::default(),
-            mailboxes: None,
-            network: NetworkConfig::default(),
-            directory: None,
-            passphrase: None,
-            stop: CancellationToken::new(),
-        };
-        let stop = parts.stop.clone();
-        let node = Node::start(&config, parts).await.unwrap();
+        let stop = CancellationToken::new();
+        let node = started(&config, &stop).await;
         let [v4, v6] = node.addresses[..] else { panic!("{:?}", node.addresses) };
         assert!(v4.is_ipv4() && v6.is_ipv6() && node.address == v4);
         for address in [v4, v6] {
@@ -587,5 +674,47 @@ mod tests {
         assert!(bandwidth(&config).unwrap().is_some());
         config.bandwidth = BandwidthConfig::default();
         assert!(bandwidth(&config).unwrap().is_none(), "off by default");
+    }
+
+    #[tokio::test]
+    async fn settings_change_while_the_node_runs_and_wrong_ones_change_nothing() {
+        let (home, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        let (mut config, running) = node(&home, &stop).await;
+        let changes = &running.control.0.changes;
+        let rhythm = changes.rhythm.subscribe();
+        config.mixing.rule = MixRule::Timed;
+        config.mixing.interval = Duration::from_secs(2000);
+        config.fragments.keep = Duration::from_secs(77);
+        running.control.apply(&config).unwrap();
+        let expected = Rhythm { pool: Pool::Timed, interval: Duration::from_secs(2000) };
+        assert_eq!(*rhythm.borrow(), expected);
+        assert_eq!(changes.ways.subscribe().borrow().fragments.keep, Duration::from_secs(77));
+        config.fragments.keep = Duration::from_secs(78);
+        config.mixing.interval = Duration::ZERO;
+        assert!(matches!(running.control.apply(&config), Err(NodeError::Interval)));
+        assert_eq!(*rhythm.borrow(), expected);
+        assert_eq!(changes.ways.subscribe().borrow().fragments.keep, Duration::from_secs(77));
+        assert_eq!(running.control.publish_again().await, Publication::Nowhere);
+        stop.cancel();
+        running.ended().await;
+    }
+
+    #[tokio::test]
+    async fn worker_that_hangs_and_store_that_is_gone_are_no_progress() {
+        let (home, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        let (_, running) = node(&home, &stop).await;
+        let control = running.control.clone();
+        let mut seen = Progress::default();
+        assert!(control.progress(&mut seen).await && control.progress(&mut seen).await, "idle is no harm");
+        let working = control.0.counters.working();
+        assert!(control.progress(&mut seen).await, "it has begun");
+        assert!(!control.progress(&mut seen).await, "it has not moved");
+        control.0.counters.beat();
+        assert!(control.progress(&mut seen).await, "it moves");
+        drop(working);
+        assert!(control.progress(&mut seen).await && control.progress(&mut seen).await, "idle again");
+        stop.cancel();
+        running.ended().await;
+        assert!(!control.progress(&mut seen).await, "the store is closed");
     }
 }

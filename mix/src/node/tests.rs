@@ -130,6 +130,7 @@ async fn packets_for_the_node_itself_never_touch_the_network() {
         network: NetworkConfig::default(),
         directory: None,
         passphrase: None,
+        sockets: crate::net::sockets::Inherited::default(),
         stop: stop.clone(),
     };
     let node = Node::start(&config, parts).await.unwrap();

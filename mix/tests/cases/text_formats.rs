@@ -139,7 +139,7 @@ fn stricter_entry(ours: &InvalidEntry, source: &str) -> Option<&'static str> {
         InvalidValue::Base64 | InvalidValue::Digest => Some("base64 of keys and signatures"),
         InvalidValue::Key(_) => Some("keys in DER form"),
         InvalidValue::Number { .. } => Some("ports and numbers"),
-        InvalidValue::Ipv4 | InvalidValue::AddressPattern => Some("addresses and address patterns"),
+        InvalidValue::Ipv4 | InvalidValue::AddressPattern(_) => Some("addresses and address patterns"),
         InvalidValue::Date | InvalidValue::Time if has_impossible_day(source) => Some("days"),
         _ => None,
     }

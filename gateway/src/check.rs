@@ -1,0 +1,285 @@
+//! Looks at a configuration as a start does, without touching disk or network; and says what of it is allowed and unwise.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use mix::node::config::{MixRule, NodeConfig};
+use mix::node::directory::DirectoryServer;
+use mix::node::network::Network;
+use mix::node::retry::RetrySchedule;
+use mix::node::sender::Style;
+use mix::path::ExitAddress;
+use mixgate_conf::{Origin, Origins};
+use smtp_in::error::NotServing;
+
+use crate::config::{Config, IdentityConfig};
+use crate::start::StartError;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Looks at the settings of all roles that are enabled.
+///
+/// # Errors
+/// [`StartError`] for which [`StartError::is_configuration`] is true: what a start would say too.
+pub fn check(config: &Config) -> Result<(), StartError> {
+    let Config { network, gateway, node, directory, .. } = config;
+    if !(gateway.enabled || node.enabled || directory.enabled) {
+        return Err(StartError::NoRole);
+    }
+    if config.metrics.listen.is_some() && !node.enabled {
+        return Err(StartError::NoMetrics);
+    }
+    if directory.enabled {
+        DirectoryServer::check(directory)?;
+    }
+    if node.enabled {
+        mix::node::check(node, gateway.enabled)?;
+        if !network.directory.is_empty() && !network.directory_key.is_empty() {
+            Network::check(network)?;
+        }
+    }
+    if gateway.enabled {
+        if network.directory.is_empty() {
+            return Err(StartError::NoDirectory);
+        }
+        Network::check(network)?;
+        reply_addresses(&gateway.identities, node)?;
+        if gateway.sender.interval.is_zero() {
+            return Err(StartError::Interval);
+        }
+        Style::new(&gateway.sender.path, &gateway.sender.reply_path, gateway.sender.reply_block_lifetime)?;
+        gateway.smtp.policy().map_err(NotServing::from)?;
+    }
+    Ok(())
+}
+
+/// Where answers to each identity arrive, once each of them can be logged in as, and gets its answers here.
+pub(crate) fn reply_addresses(
+    identities: &[IdentityConfig],
+    node: &NodeConfig,
+) -> Result<BTreeMap<String, ExitAddress>, StartError> {
+    let mut names = BTreeSet::new();
+    let mut addresses = BTreeMap::new();
+    for IdentityConfig { name, password, reply_to } in identities {
+        if name.is_empty() || password.expose().is_empty() || !names.insert(name) {
+            return Err(StartError::Identity { name: name.clone() });
+        }
+        if reply_to.is_empty() {
+            continue;
+        }
+        let address =
+            ExitAddress::parse(reply_to).map_err(|source| StartError::ReplyTo { name: name.clone(), source })?;
+        if !is_kept_here(&address, node) {
+            return Err(StartError::NoMailbox { name: name.clone(), node: node.nickname.clone() });
+        }
+        addresses.insert(name.clone(), address);
+    }
+    Ok(addresses)
+}
+
+/// Answers arrive where the gateway can read them: at the node in this process.
+fn is_kept_here(address: &ExitAddress, node: &NodeConfig) -> bool {
+    match address {
+        ExitAddress::Mbox { server: Some(server), .. } => {
+            node.enabled && node.mbox.enabled && server.as_str().eq_ignore_ascii_case(&node.nickname)
+        }
+        _ => false,
+    }
+}
+
+/// Something that is allowed, and that an operator may not have meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Warning {
+    /// The key that it is about.
+    pub key: &'static str,
+    /// What is unwise about it.
+    pub text: String,
+}
+
+/// All that is allowed and unwise. `origins` tells what somebody wrote and what is a default, where that is known.
+pub fn warnings(config: &Config, origins: Option<&Origins>) -> Vec<Warning> {
+    let config = &config.clone().told_of_each_other();
+    let mut found = Vec::new();
+    let mut warn = |key, text: &str| found.push(Warning { key, text: text.to_owned() });
+    let node = &config.node;
+    if node.enabled {
+        let weaknesses = mix::node::weaknesses(node);
+        if !weaknesses.is_empty() {
+            let why = weaknesses.join(", ");
+            warn("node", &format!("protects its users less than it could, and its descriptor says so: {why}"));
+        }
+        warn_of_mixing(node, origins, &mut warn);
+        warn_of_reach(config, &mut warn);
+        let interval = node.mixing.interval;
+        warn_of_schedule("node.outgoing.retry", &node.outgoing.retry, interval, &mut warn);
+        if node.smtp.enabled {
+            warn_of_schedule("node.smtp.retry", &node.smtp.retry, interval, &mut warn);
+        }
+    }
+    let gateway = &config.gateway;
+    if gateway.enabled && node.enabled && node.mixing.keeps() > 0 {
+        let kept = node.mixing.keeps();
+        warn(
+            "node.mixing.minimum",
+            &format!("own mail leaves only when the pool holds more packets than these {kept}"),
+        );
+    }
+    if gateway.enabled && !node.enabled {
+        let sender = &gateway.sender;
+        warn_of_schedule("gateway.sender.outgoing.retry", &sender.outgoing.retry, sender.interval, &mut warn);
+    }
+    found
+}
+
+fn warn_of_mixing(node: &NodeConfig, origins: Option<&Origins>, warn: &mut impl FnMut(&'static str, &str)) {
+    let mixing = &node.mixing;
+    if mixing.rule == MixRule::Timed {
+        for key in ["node.mixing.minimum", "node.mixing.rate"] {
+            if origins.is_some_and(|origins| origins.of(key) != Origin::Default) {
+                warn(key, "without effect: the rule is timed");
+            }
+        }
+    } else if mixing.rate < 0.05 {
+        warn("node.mixing.rate", "unusually low: packets will wait for long");
+    }
+}
+
+fn warn_of_reach(config: &Config, warn: &mut impl FnMut(&'static str, &str)) {
+    let node = &config.node;
+    let nowhere = node.host == "localhost" || node.host.starts_with("127.");
+    if nowhere && !node.listen.as_slice().iter().all(|address| address.ip().is_loopback()) {
+        warn("node.host", "nobody but this machine reaches the node there");
+    }
+    if config.network.directory.is_empty() {
+        warn("network.directory", "empty: nobody is told of this node");
+    }
+    if node.fragments.enabled && !node.smtp.enabled && !node.mbox.enabled {
+        warn("node.fragments.enabled", "without effect: no delivery is enabled");
+    }
+    let mail = node.smtp.max_size;
+    if node.fragments.enabled && node.smtp.enabled && node.fragments.max_size < mail {
+        warn("node.fragments.max_size", "smaller than node.smtp.max_size: larger mail is never put together");
+    }
+}
+
+/// The reference's doubts about a schedule of retries. Attempts are made at the ends of mixing intervals.
+fn warn_of_schedule(
+    key: &'static str,
+    schedule: &RetrySchedule,
+    interval: Duration,
+    warn: &mut impl FnMut(&'static str, &str),
+) {
+    let total: Duration = schedule.steps().iter().map(|step| step.during).sum();
+    let pace = |every: Duration| every.max(interval).max(Duration::from_secs(1));
+    let attempts: u128 =
+        schedule.steps().iter().map(|step| step.during.as_nanos().div_ceil(pace(step.every).as_nanos())).sum();
+    let shortest = schedule.steps().iter().map(|step| step.every).min().unwrap_or(interval);
+    if total < DAY {
+        warn(key, "gives up in less than a day");
+    }
+    if total > 14 * DAY {
+        warn(key, "goes on for more than 14 days");
+    }
+    if shortest < interval {
+        warn(key, "more often than the mixing interval: rounded to its ends");
+    } else if shortest < 5 * MINUTE {
+        warn(key, "more often than every five minutes");
+    }
+    if attempts < 5 {
+        warn(key, "fewer than 5 attempts");
+    }
+    if attempts > 50 {
+        warn(key, "more than 50 attempts");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mix::node::retry::RetryStep;
+
+    use super::*;
+
+    fn node() -> Config {
+        let mut config = Config::default();
+        config.node.enabled = true;
+        config.node.host = "mix.example".into();
+        config.network.directory = "http://directory.example/".into();
+        config.node.outgoing.retry = schedule(&[(3600, 24 * 3600), (7 * 3600, 5 * 24 * 3600)]);
+        config
+    }
+
+    fn schedule(steps: &[(u64, u64)]) -> RetrySchedule {
+        let seconds = Duration::from_secs;
+        let step = |&(every, during)| RetryStep { every: seconds(every), during: seconds(during) };
+        RetrySchedule::new(steps.iter().map(step).collect())
+    }
+
+    fn texts(config: &Config) -> Vec<String> {
+        warnings(config, None).into_iter().map(|warning| format!("{}: {}", warning.key, warning.text)).collect()
+    }
+
+    #[test]
+    fn sound_configuration_is_warned_of_nothing() {
+        check(&node()).unwrap();
+        assert_eq!(texts(&node()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_doubt_of_the_reference_about_a_schedule_is_said() {
+        let day = 24 * 3600;
+        for (steps, doubt) in [
+            (&[(3600, day - 3600)][..], "gives up in less than a day"),
+            (&[(24 * 3600, 15 * day)], "goes on for more than 14 days"),
+            (&[(20 * 3600, day + 1)], "fewer than 5 attempts"),
+            (&[(1800, 2 * day)], "more than 50 attempts"),
+            (&[(600, 3600), (3600, day)], "more often than the mixing interval: rounded to its ends"),
+        ] {
+            let mut config = node();
+            config.node.outgoing.retry = schedule(steps);
+            assert_eq!(texts(&config), [format!("node.outgoing.retry: {doubt}")]);
+        }
+        let mut config = node();
+        config.node.mixing.interval = MINUTE;
+        config.node.outgoing.retry = schedule(&[(120, 600), (3600, day)]);
+        assert!(texts(&config).contains(&"node.outgoing.retry: more often than every five minutes".to_owned()));
+    }
+
+    #[test]
+    fn weakness_that_is_published_is_said() {
+        let mut config = node();
+        config.node.mixing.rule = MixRule::Timed;
+        assert_eq!(
+            texts(&config),
+            ["node: protects its users less than it could, and its descriptor says so: Mix algorithm is not secure"]
+        );
+    }
+
+    #[test]
+    fn node_that_nobody_reaches_or_hears_of_is_warned() {
+        let mut config = node();
+        config.node.host = "localhost".into();
+        config.network.directory.clear();
+        let keys: Vec<_> = warnings(&config, None).iter().map(|warning| warning.key).collect();
+        assert_eq!(keys, ["node.host", "network.directory"]);
+    }
+
+    #[test]
+    fn each_role_is_looked_at() {
+        assert!(matches!(check(&Config::default()), Err(StartError::NoRole)));
+        let mut config = node();
+        config.node.mixing.interval = Duration::ZERO;
+        assert!(matches!(check(&config), Err(StartError::Node(mix::node::NodeError::Interval))));
+        let mut config = node();
+        config.directory.enabled = true;
+        config.directory.url = "nowhere".into();
+        assert!(matches!(check(&config), Err(StartError::Directory(_))));
+        let mut config = node();
+        config.gateway.enabled = true;
+        assert!(matches!(check(&config), Err(StartError::Network(_))));
+        let mut config = Config::default();
+        config.directory.enabled = true;
+        config.metrics.listen = Some(mix::net::loopback::LoopbackAddress::ipv4(0));
+        assert!(matches!(check(&config), Err(StartError::NoMetrics)));
+    }
+}

@@ -1,0 +1,94 @@
+//! The commands that talk to the process that runs.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{Configured, Failed};
+use crate::commands::{NO_ANSWER, say};
+use crate::control::{self, Ask};
+use crate::lock;
+use crate::service::{Reloaded, STOP_BOUND};
+use crate::status::{Stats, Status, words};
+
+/// How long the process may take to answer what it knows already.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long a directory server may take.
+const UPLOAD: Duration = Duration::from_secs(120);
+/// How long after its own bound the process may be there still.
+const GRACE: Duration = Duration::from_secs(10);
+/// How often to look whether it is.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What to print, and for whom.
+#[derive(Args, Debug)]
+pub(super) struct OutputArguments {
+    #[command(flatten)]
+    config: Configured,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn stop(arguments: &Configured) -> Result<(), Failed> {
+    let home = home(arguments)?;
+    ask(&home, Ask::Stop, PATIENCE).await?;
+    let begun = Instant::now();
+    while lock::is_taken(&home)? {
+        if begun.elapsed() > STOP_BOUND + GRACE {
+            let error = anyhow::anyhow!("the process in {} was asked to end, and is there still", home.display());
+            return Err(Failed { code: NO_ANSWER, error });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    say("the process has ended")
+}
+
+pub(super) async fn reload(arguments: &Configured) -> Result<(), Failed> {
+    let home = home(arguments)?;
+    let Reloaded { changed, restart } = read(ask(&home, Ask::Reload, PATIENCE).await?)?;
+    match changed.as_slice() {
+        [] => say("nothing has changed")?,
+        changed => say(&format!("changed: {}", changed.join(", ")))?,
+    }
+    match restart.as_slice() {
+        [] => Ok(()),
+        restart => say(&format!("waits for a restart: {}", restart.join(", "))),
+    }
+}
+
+pub(super) async fn status(arguments: &OutputArguments) -> Result<(), Failed> {
+    let status: Status = read(ask(&home(&arguments.config)?, Ask::Status, PATIENCE).await?)?;
+    let text = if arguments.json { serde_json::to_string_pretty(&status)? } else { status.text() };
+    say(text.trim_end())
+}
+
+pub(super) async fn stats(arguments: &OutputArguments) -> Result<(), Failed> {
+    let stats: Stats = read(ask(&home(&arguments.config)?, Ask::Stats, PATIENCE).await?)?;
+    let text = if arguments.json { serde_json::to_string_pretty(&stats)? } else { stats.text() };
+    say(text.trim_end())
+}
+
+pub(super) async fn republish(arguments: &Configured) -> Result<(), Failed> {
+    let said: String = read(ask(&home(arguments)?, Ask::Republish, UPLOAD).await?)?;
+    match said.as_str() {
+        "listed" | "waiting" => say(words(&said)),
+        _ => Err(anyhow::anyhow!("{}", words(&said)).into()),
+    }
+}
+
+/// The home of the node, where its process is found.
+fn home(arguments: &Configured) -> Result<PathBuf, Failed> {
+    Ok(arguments.load()?.node.home)
+}
+
+async fn ask(home: &std::path::Path, what: Ask, patience: Duration) -> Result<Value, Failed> {
+    control::ask(home, what, patience).await.map_err(Failed::not_asked)
+}
+
+fn read<T: DeserializeOwned>(done: Value) -> Result<T, Failed> {
+    Ok(serde_json::from_value(done)?)
+}

@@ -1,0 +1,285 @@
+//! A process from its start to its end: signals, the control socket, the service manager.
+//!
+//! SIGTERM, SIGINT and `stop` end it; SIGHUP and `reload` read the configuration again. What can change at once is
+//! [`can_change`]'s to say.
+
+use std::time::{Duration, SystemTime};
+
+use mix::crypto::Passphrase;
+use mix::net::sockets::Inherited;
+use mix::node::{NodeControl, Progress, World};
+use mixgate_conf::{Loaded, Origins};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::check::warnings;
+use crate::commands::{Configured, Failed, StopSignals};
+use crate::control::{Ask, Asked, ControlSocket, Refusal, Why};
+use crate::lock::Lock;
+use crate::start::{Gateway, Running};
+use crate::status::{Stats, Status, publication};
+use crate::{Config, log, systemd};
+
+/// How long a stop may take: packets and mails under way are finished, or tried again after the next start. What was
+/// accepted is on disk.
+pub(crate) const STOP_BOUND: Duration = Duration::from_secs(60);
+/// Requests that wait for the service.
+const REQUESTS: usize = 8;
+
+/// Keys, or sections, that can change while the process runs. All others need a restart: they are bound to a port, a folder
+/// or a name that directories know.
+const CHANGEABLE: [&str; 16] = [
+    "log.level",
+    IDENTITIES,
+    "node.contact",
+    "node.contact_fingerprint",
+    "node.comments",
+    "node.host",
+    "node.port",
+    "node.keys.lifetime",
+    "node.keys.overlap",
+    "node.keys.ahead",
+    "node.mixing",
+    "node.outgoing.retry",
+    "node.smtp",
+    "node.mbox.max_size",
+    "node.fragments",
+    "node.stats.interval",
+];
+/// The key that holds passwords.
+const IDENTITIES: &str = "gateway.identities";
+
+/// Whether a key takes effect without a restart.
+fn can_change(key: &str) -> bool {
+    let within =
+        |section: &&str| key.strip_prefix(*section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+    CHANGEABLE.iter().any(within)
+}
+
+/// What came of a reload.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Reloaded {
+    /// Keys that are now as the configuration says.
+    pub(crate) changed: Vec<String>,
+    /// Keys that differ, and wait for a restart.
+    pub(crate) restart: Vec<String>,
+}
+
+/// Runs the roles of `loaded` until the process is asked to end, or a service does.
+pub(crate) async fn run(
+    arguments: Configured,
+    loaded: Loaded<Config>,
+    passphrase: Option<Passphrase>,
+    sockets: Inherited,
+) -> Result<(), Failed> {
+    let Loaded { settings: config, origins } = loaded;
+    log::init(config.log.level);
+    let mut signals = StopSignals::listen()?;
+    let hangup = signal(SignalKind::hangup())?;
+    let lock = Lock::take(&config).map_err(|e| Failed::start(e.into(), &origins))?;
+    let started = tokio::select! {
+        started = Gateway::start_on(config.clone(), World::real(), passphrase, sockets) => started,
+        () = signals.asked() => return Ok(()),
+    };
+    let running = started.map_err(|e| Failed::start(e, &origins))?;
+    let mut service = Service::new(arguments, config, origins, running, hangup);
+    service.warn();
+    systemd::ready();
+    let ended = service.serve(&mut signals).await;
+    systemd::stopping();
+    info!("stopping");
+    service.stop(&mut signals).await;
+    // The system releases it with the process: whoever waits for the lock waits for the very end.
+    std::mem::forget(lock);
+    ended
+}
+
+/// The process.
+struct Service {
+    arguments: Configured,
+    /// What is in force, which a reload changes in part.
+    config: Config,
+    origins: Origins,
+    running: Running,
+    since: SystemTime,
+    hangup: Signal,
+    requests: mpsc::Receiver<Asked>,
+    watchdog: Option<Interval>,
+    progress: Progress,
+    stop: CancellationToken,
+}
+
+impl Service {
+    fn new(arguments: Configured, config: Config, origins: Origins, running: Running, hangup: Signal) -> Self {
+        let stop = CancellationToken::new();
+        let (asked, requests) = mpsc::channel(REQUESTS);
+        if config.node.enabled {
+            match ControlSocket::open(&config.node.home) {
+                Ok(socket) => drop(tokio::spawn(socket.run(asked, stop.clone()))),
+                Err(e) => warn!(error = %e, "no control socket: other commands cannot talk to this process"),
+            }
+        }
+        let watchdog = systemd::watchdog().map(|period| {
+            let mut ticks = interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        });
+        let (since, progress) = (SystemTime::now(), Progress::default());
+        Self { arguments, config, origins, running, since, hangup, requests, watchdog, progress, stop }
+    }
+
+    /// Returns when it is time to end.
+    async fn serve(&mut self, signals: &mut StopSignals) -> Result<(), Failed> {
+        loop {
+            tokio::select! {
+                () = signals.asked() => return Ok(()),
+                () = self.running.service_ended() => {
+                    return Err(anyhow::anyhow!("a service has ended that should not; see the log").into());
+                }
+                _ = self.hangup.recv() => drop(self.reload().await),
+                () = tick(&mut self.watchdog) => {
+                    if self.running.progress(&mut self.progress).await {
+                        systemd::alive();
+                    } else {
+                        warn!("nothing moves: the service manager is not told that this process lives");
+                    }
+                }
+                Some(Asked { ask, answer }) = self.requests.recv() => {
+                    let done = match ask {
+                        Ask::Stop => {
+                            // Whoever asked may be gone.
+                            let _ = answer.send(Ok(true.into()));
+                            return Ok(());
+                        }
+                        Ask::Reload => self.reload().await.and_then(|done| json(&done)),
+                        Ask::Status => self.status().await,
+                        Ask::Stats => self.stats(),
+                        Ask::Republish => {
+                            // It may take as long as the directory server likes.
+                            drop(tokio::spawn(republish(self.running.node(), answer)));
+                            continue;
+                        }
+                    };
+                    let _ = answer.send(done);
+                }
+            }
+        }
+    }
+
+    /// Reads the configuration again. What is wrong with it is said, and changes nothing.
+    async fn reload(&mut self) -> Result<Reloaded, Refusal> {
+        systemd::reloading();
+        let reloaded = self.try_reload().await;
+        match &reloaded {
+            Ok(Reloaded { changed, restart }) => {
+                info!(changed = changed.join(" "), "the configuration was read again");
+                self.warn();
+                if !restart.is_empty() {
+                    warn!(keys = restart.join(" "), "these keys differ too, and wait for a restart");
+                }
+            }
+            Err(refusal) => warn!(error = %refusal, "the configuration was not taken: all stays as it is"),
+        }
+        systemd::ready();
+        reloaded
+    }
+
+    /// Says what of the settings in force is allowed and unwise.
+    fn warn(&self) {
+        for warning in warnings(&self.config, Some(&self.origins)) {
+            warn!(key = warning.key, "{}", warning.text);
+        }
+    }
+
+    async fn try_reload(&mut self) -> Result<Reloaded, Refusal> {
+        let refusal = |failed: Failed| Refusal::new(Why::Configuration, failed.to_string());
+        let Loaded { settings: new, origins } = self.arguments.load_traced().map_err(refusal)?;
+        // All of it must be fit for a start: else the next one would find what nobody was told now.
+        crate::check::check(&new).map_err(|e| refusal(Failed::start(e, &origins)))?;
+        let mut changes = mixgate_conf::changes(&self.config, &new, can_change)
+            .map_err(|e| Refusal::new(Why::Failed, e.to_string()))?;
+        // Passwords are not written out, so they are neither compared nor taken there.
+        if self.config.gateway.identities != new.gateway.identities
+            && !changes.changed.iter().any(|it| it == IDENTITIES)
+        {
+            changes.changed.push(IDENTITIES.to_owned());
+        }
+        changes.settings.gateway.identities = new.gateway.identities;
+        self.running.apply(&changes.settings).await.map_err(|e| refusal(Failed::start(e, &origins)))?;
+        log::set_level(changes.settings.log.level);
+        self.config = changes.settings;
+        self.origins = origins;
+        Ok(Reloaded { changed: changes.changed, restart: changes.kept })
+    }
+
+    async fn status(&self) -> Result<Value, Refusal> {
+        let node = self.running.node().ok_or_else(no_node)?;
+        let directory = self.running.network.as_ref().and_then(|network| network.valid_until());
+        let warnings = warnings(&self.config, Some(&self.origins));
+        let warnings = warnings.into_iter().map(|warning| format!("{}: {}", warning.key, warning.text)).collect();
+        json(&Status::of(node.status().await, self.since, directory, warnings))
+    }
+
+    fn stats(&self) -> Result<Value, Refusal> {
+        let node = self.running.node().ok_or_else(no_node)?;
+        let report = node.report();
+        let report = report.ok_or_else(|| Refusal::new(Why::Failed, "none are kept: node.stats.enabled is false"))?;
+        json(&Stats::of(&report))
+    }
+
+    async fn stop(self, signals: &mut StopSignals) {
+        self.stop.cancel();
+        tokio::select! {
+            () = self.running.stop() => {}
+            () = tokio::time::sleep(STOP_BOUND) => {
+                warn!("what is under way takes too long; it is tried again after the next start");
+            }
+            // Whoever asks twice does not want to wait. What was accepted is on disk.
+            () = signals.asked() => {}
+        }
+    }
+}
+
+async fn tick(watchdog: &mut Option<Interval>) {
+    match watchdog {
+        Some(ticks) => drop(ticks.tick().await),
+        None => std::future::pending().await,
+    }
+}
+
+async fn republish(node: Option<NodeControl>, answer: tokio::sync::oneshot::Sender<Result<Value, Refusal>>) {
+    let said = match node {
+        Some(node) => Ok(publication(node.publish_again().await).into()),
+        None => Err(no_node()),
+    };
+    // Whoever asked may be gone.
+    let _ = answer.send(said);
+}
+
+fn no_node() -> Refusal {
+    Refusal::new(Why::Failed, "this process is no node")
+}
+
+fn json(done: &impl Serialize) -> Result<Value, Refusal> {
+    serde_json::to_value(done).map_err(|e| Refusal::new(Why::Failed, e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::can_change;
+
+    #[test]
+    fn what_a_port_or_a_folder_is_bound_to_waits_for_a_restart() {
+        for key in ["log.level", "node.mixing.interval", "gateway.identities", "node.smtp.server.host", "node.host"] {
+            assert!(can_change(key), "{key}");
+        }
+        for key in ["node.listen", "node.nickname", "node.home", "node.keys.sealed", "node.mixingx"] {
+            assert!(!can_change(key), "{key}");
+        }
+    }
+}
