@@ -141,6 +141,36 @@ impl Program {
     }
 }
 
+impl Program {
+    /// No line of its log, whatever its level, has in it what could link a packet that came in with one that went out:
+    /// addresses, key ids, digests, sizes. Lines of the start, which say where it listens, are let through, and those on
+    /// the directory server, which name it.
+    ///
+    /// # Panics
+    /// With the line.
+    pub fn logged_nothing_that_links(&self) {
+        const HARMLESS: [&str; 5] = [
+            "the node is up",
+            "the directory server is up",
+            "taking mail from",
+            "no new directory",
+            "the directory server did not take the descriptor",
+        ];
+        const SIZES: [&str; 4] = ["32768", "28672", "2048", "20000"];
+        for line in self.stderr().lines().filter(|line| !HARMLESS.iter().any(|words| line.contains(words))) {
+            // The time comes first, then the level.
+            let said = line.split_once(' ').map_or(line, |(_, said)| said);
+            let words = || said.split(|c: char| !c.is_ascii_alphanumeric() && c != '.');
+            let is_digest = |word: &str| word.len() >= 16 && word.bytes().all(|c| c.is_ascii_hexdigit());
+            let is_address = |word: &str| word.trim_matches('.').parse::<Ipv4Addr>().is_ok();
+            assert!(!words().any(is_digest), "a digest in the log: {line}");
+            assert!(!words().any(is_address), "an address in the log: {line}");
+            assert!(!words().any(|word| SIZES.contains(&word)), "a size in the log: {line}");
+            assert!(!said.contains('@'), "an address of mail in the log: {line}");
+        }
+    }
+}
+
 impl Drop for Program {
     fn drop(&mut self) {
         // It may have ended already.

@@ -246,6 +246,16 @@ fn network_of_single_processes_delivers_mail_from_end_to_end() {
     submit("one more").unwrap();
     until("the mail more", PATIENCE, || Some(()).filter(|()| sink.mails().len() == 2));
     assert_eq!(said(&programs), before, "a line at info or above is caused by one mail");
+    // Its operator has a mix tell the directory server about itself once more.
+    let ask = |arguments: &[&str]| {
+        let mut command = command();
+        command.current_dir(folder.path()).args(arguments).arg("--config").arg(folder.path().join("beta.toml"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(ask(&["node", "republish"]), "the directory server lists this node\n");
+    assert!(ask(&["node", "status", "--json"]).contains("\"publication\": \"listed\""));
     // The gateway is off while a mail is on its way, then a mix is.
     programs[1].stop();
     submit("last").unwrap();
@@ -256,6 +266,7 @@ fn network_of_single_processes_delivers_mail_from_end_to_end() {
     for program in &mut programs {
         program.stop();
         program.said_nothing_of(&SECRETS);
+        program.logged_nothing_that_links();
     }
     assert_eq!(sink.mails().len(), 3, "each once");
 }
