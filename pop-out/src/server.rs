@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -24,6 +24,9 @@ use crate::pop3::{Accounts, Listed, Mailbox, MailboxError, Maildrops};
 
 /// What one read takes off the socket. A command has 255 octets at most; more is pipelining.
 const READ_LEN: usize = 4096;
+/// How long a client may stay before it is logged in. Mail programs know at once who they are; the ten minutes of RFC 1939
+/// are for those who think over a mail, and whoever says a word every nine could keep all places taken.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a wrong password waits for its answer: with three for each connection, guessing is slow.
 const WRONG_PASSWORD_DELAY: Duration = Duration::from_secs(1);
 /// How long the server waits when the system has no socket to give.
@@ -36,6 +39,8 @@ const TURNED_AWAY: &[u8] = b"-ERR [SYS/TEMP] too many connections\r\n";
 pub struct Limits {
     /// How long a client may be silent, or take nothing of what it is sent.
     pub idle_timeout: Duration,
+    /// How long a client may stay before it is logged in.
+    pub login_timeout: Duration,
     /// Connections at once.
     pub max_connections: usize,
     /// How long a wrong password waits for its answer.
@@ -46,6 +51,7 @@ impl From<&PopConfig> for Limits {
     fn from(config: &PopConfig) -> Self {
         Self {
             idle_timeout: config.idle_timeout,
+            login_timeout: LOGIN_TIMEOUT,
             max_connections: config.max_connections.get().into(),
             wrong_password_delay: WRONG_PASSWORD_DELAY,
         }
@@ -81,7 +87,8 @@ impl<A: Accounts, M: Maildrops> Server<A, M> {
                 Ok(place) => {
                     let (shared, stop) = (Arc::clone(&self.shared), stop.clone());
                     connections.spawn(async move {
-                        let connection = Connection { stream, shared, stop, open: None };
+                        let began = Instant::now();
+                        let connection = Connection { stream, shared, stop, open: None, began };
                         if let Err(ended) = connection.converse().await {
                             debug!(why = %ended, "POP3 connection ended early");
                         }
@@ -149,6 +156,7 @@ struct Connection<S, A, M: Maildrops> {
     shared: Arc<Shared<A, M>>,
     stop: CancellationToken,
     open: Option<Arc<Open<A, M>>>,
+    began: Instant,
 }
 
 /// A maildrop while its user is in a session.
@@ -178,11 +186,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Accounts, M: Maildrops> Connection<S,
         }
     }
 
+    /// Until when the next move of the client is waited for.
+    fn deadline(&self) -> Instant {
+        let idle = Instant::now() + self.shared.limits.idle_timeout;
+        match self.open {
+            Some(_) => idle,
+            None => idle.min(self.began + self.shared.limits.login_timeout),
+        }
+    }
+
     async fn send(&mut self, octets: &[u8]) -> Result<(), Ended> {
         let mut rest = octets;
         while !rest.is_empty() {
-            let written =
-                within(&self.stop, self.shared.limits.idle_timeout, self.stream.write_buf(&mut rest)).await??;
+            let deadline = self.deadline();
+            let written = within(&self.stop, deadline, self.stream.write_buf(&mut rest)).await??;
             if written == 0 {
                 return Err(Ended::Left);
             }
@@ -192,8 +209,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin, A: Accounts, M: Maildrops> Connection<S,
 
     async fn receive(&mut self, mut session: Session) -> Result<Session, Ended> {
         let mut octets = Secret::new(vec![0; READ_LEN]);
-        let read = self.stream.read(octets.expose_mut());
-        let read = within(&self.stop, self.shared.limits.idle_timeout, read).await??;
+        let deadline = self.deadline();
+        let read = within(&self.stop, deadline, self.stream.read(octets.expose_mut())).await??;
         match octets.expose().get(..read) {
             None | Some([]) => Err(Ended::Left),
             Some(received) => {
@@ -255,18 +272,19 @@ fn complain(error: &MailboxError, doing: &str) {
 
 async fn within<T>(
     stop: &CancellationToken,
-    limit: Duration,
+    deadline: Instant,
     work: impl Future<Output = io::Result<T>>,
 ) -> Result<io::Result<T>, Ended> {
     tokio::select! {
         () = stop.cancelled() => Err(Ended::Stopped),
-        done = timeout(limit, work) => done.map_err(|_| Ended::Idle),
+        done = timeout_at(deadline, work) => done.map_err(|_| Ended::Idle),
     }
 }
 
-/// Runs what may wait for a disk. Nothing comes back of what panicked.
+/// Runs what may wait for a disk. Nothing comes back of what panicked, and nothing is said of its words, which may be a
+/// mail's.
 async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    spawn_blocking(work).await.inspect_err(|error| warn!(%error, "a maildrop failed")).ok()
+    spawn_blocking(work).await.inspect_err(|e| warn!(panicked = e.is_panic(), "a maildrop failed")).ok()
 }
 
 impl<A: Accounts, M: Maildrops> Shared<A, M> {

@@ -45,7 +45,8 @@ struct Running {
 }
 
 fn limits() -> Limits {
-    Limits { idle_timeout: Duration::from_secs(60), max_connections: 8, wrong_password_delay: Duration::ZERO }
+    let (minute, no_time) = (Duration::from_secs(60), Duration::ZERO);
+    Limits { idle_timeout: minute, login_timeout: minute, max_connections: 8, wrong_password_delay: no_time }
 }
 
 fn start<M: Maildrops>(maildrops: M, limits: Limits) -> Running {
@@ -198,6 +199,20 @@ fn silent_client_is_cut_off_and_removes_nothing() {
     assert_eq!(silent.line(), "");
     let mut next = log_in_after_loss(&server, "alice");
     assert!(next.say("STAT").starts_with("+OK 6 "));
+}
+
+#[test]
+fn client_that_does_not_log_in_is_cut_off_though_it_talks() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = Limits { login_timeout: Duration::from_secs(1), ..limits() };
+    let server = start(Store::new(fill(&folder.path().join("private/db"))), limits);
+    let mut stranger = Client::connect(&server);
+    let (mut alice, _) = Client::log_in(&server, "alice");
+    // Until the server closes, which the next line it is sent may answer with a reset.
+    while stranger.0.get_mut().write_all(b"CAPA\r\n").is_ok() && stranger.0.read(&mut [0; 512]).is_ok_and(|len| len > 0)
+    {
+    }
+    assert_eq!(alice.say("NOOP"), "+OK here\r\n");
 }
 
 #[test]

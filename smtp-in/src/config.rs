@@ -47,6 +47,10 @@ impl Default for SmtpConfig {
     }
 }
 
+/// How long a client may stay before it has said who it is. Mail programs know that at once; whoever does not could
+/// otherwise keep all places taken, one word an hour.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// No mail with a line of text in it is smaller.
 const LEAST_MAX_SIZE: u64 = 1000;
 /// What mail-parser can address is 4 GiB; a mail is held in memory several times over.
@@ -64,6 +68,7 @@ impl SmtpConfig {
             reply_blocks: self.reply_blocks,
             idle_timeout: at_least_a_second("idle_timeout", self.idle_timeout)?,
             session_timeout: at_least_a_second("session_timeout", self.session_timeout)?,
+            login_timeout: LOGIN_TIMEOUT,
             max_connections: within("max_connections", self.max_connections, 1, 10_000)?,
         })
     }

@@ -60,9 +60,12 @@ pub enum Refused {
     /// It could not be made durable.
     #[error("storing the mail")]
     Store(#[source] StoreError),
-    /// Reading or storing it panicked. Ours.
+    /// Reading it panicked. Ours; and it would again.
     #[error("reading the mail failed")]
     Crashed,
+    /// Storing it panicked. Ours; but the mail is not to blame.
+    #[error("storing the mail failed")]
+    StoreCrashed,
 }
 
 impl Refused {
@@ -73,21 +76,25 @@ impl Refused {
             Self::Exit(why) => why.into(),
             Self::Header(why) => Reply::new(554, "5.6.0", why.to_string()),
             Self::Store(StoreError::Full) => Reply::new(452, "4.3.1", "no space left for mail, try again later"),
-            Self::Store(_) => Reply::new(451, "4.3.0", "the mail could not be stored, try again later"),
-            Self::Crashed => Reply::new(451, "4.3.0", "the mail could not be processed"),
+            Self::Store(_) | Self::StoreCrashed => {
+                Reply::new(451, "4.3.0", "the mail could not be stored, try again later")
+            }
+            // A client that hears 4xx sends the same mail again and again.
+            Self::Crashed => Reply::new(554, "5.3.0", "the mail could not be read"),
         }
     }
 }
 
 impl From<&NoLetter> for Reply {
     fn from(why: &NoLetter) -> Self {
-        let status = match why {
-            NoLetter::NoText | NoLetter::Encrypted | NoLetter::Charset => "5.6.1",
+        let (code, status) = match why {
+            NoLetter::NoText | NoLetter::Encrypted | NoLetter::Charset | NoLetter::Forwarded => (554, "5.6.1"),
             NoLetter::TransferEncoding | NoLetter::Boundary | NoLetter::HeadersTooLong | NoLetter::TooManyParts => {
-                "5.6.0"
+                (554, "5.6.0")
             }
+            NoLetter::TooLong { .. } => (552, "5.3.4"),
         };
-        Self::new(554, status, why.to_string())
+        Self::new(code, status, why.to_string())
     }
 }
 
@@ -106,7 +113,11 @@ impl From<&InvalidRecipient> for Reply {
     fn from(why: &InvalidRecipient) -> Self {
         let status = match why {
             InvalidRecipient::NotAscii => "5.6.7",
-            InvalidRecipient::Form(_) | InvalidRecipient::Empty => "5.1.3",
+            InvalidRecipient::Form(_)
+            | InvalidRecipient::Empty
+            | InvalidRecipient::LocalTooLong
+            | InvalidRecipient::DomainTooLong
+            | InvalidRecipient::Label => "5.1.3",
             InvalidRecipient::NoServer | InvalidRecipient::Server(_) | InvalidRecipient::Alt => "5.1.2",
         };
         Self::new(553, status, why.to_string())

@@ -21,13 +21,19 @@ const MAX_BREAKS: usize = 4;
 /// The longest name of an entity has 31 characters.
 const MAX_ENTITY_LEN: usize = 32;
 
-/// The text of `html`.
-pub(crate) fn to_text(html: &str) -> String {
+/// Where a page says its charset, if anywhere (HTML 4.2.5.4).
+const CHARSET_WITHIN: usize = 1024;
+
+/// The text of `html`, or nothing when it has more than `room` octets.
+pub(crate) fn to_text(html: &str, room: usize) -> Option<String> {
     let mut writer = Writer::default();
     let mut rest = html;
     let mut ends = Ends::Unquoted;
     while let Some((text, markup)) = split_at_octet(rest, b'<') {
         writer.text(text);
+        if writer.out.len() > room {
+            return None;
+        }
         rest = match Markup::read(markup, &mut ends) {
             Markup::None => {
                 writer.text("<");
@@ -38,7 +44,21 @@ pub(crate) fn to_text(html: &str) -> String {
         };
     }
     writer.text(rest);
-    writer.out
+    (writer.out.len() <= room).then_some(writer.out)
+}
+
+/// The charset that a page says it is in. One that says UTF-16 is not, or this could not be read (HTML 13.2.3.2).
+pub(crate) fn charset(html: &[u8]) -> Option<String> {
+    let start = html.get(..CHARSET_WITHIN).unwrap_or(html);
+    let start: String = start.iter().map(|&octet| char::from(octet.to_ascii_lowercase())).collect();
+    let named = start.split("<meta").skip(1).find_map(|tag| {
+        let (tag, _) = tag.split_once('>')?;
+        let (_, value) = tag.split_once("charset")?;
+        let value = value.trim_start().strip_prefix('=')?.trim_start().trim_start_matches(['"', '\'']);
+        let len = value.find(|c: char| c.is_whitespace() || "\"';/".contains(c)).unwrap_or(value.len());
+        value.get(..len).filter(|name| !name.is_empty()).map(str::to_owned)
+    });
+    named.filter(|name| !name.starts_with("utf-16"))
 }
 
 /// What is known of the ends of the tags to come, so that none is searched for in vain twice.
@@ -348,7 +368,11 @@ fn behind_end_of<'h>(name: &str, html: &'h str) -> &'h str {
 mod tests {
     use proptest::prelude::*;
 
-    use super::to_text;
+    use super::charset;
+
+    fn to_text(html: &str) -> String {
+        super::to_text(html, 1 << 20).expect("room enough")
+    }
 
     #[test]
     fn paragraphs_line_breaks_and_spaces_look_as_they_are_read() {
@@ -418,7 +442,27 @@ mod tests {
         for piece in
             ["<", "<a ", "<a href=\"", "<!--", "<blockquote>x", "<ul><li>x", "</", "<script>", "&", "&#x", "<b '"]
         {
-            to_text(&piece.repeat(200_000));
+            let _ = super::to_text(&piece.repeat(200_000), 1 << 30);
+        }
+    }
+
+    #[test]
+    fn few_octets_that_become_many_are_too_long() {
+        let bomb = format!("{}{}", "<blockquote>".repeat(16) + &"<ul>".repeat(16), "x<br>".repeat(1000));
+        assert_eq!(super::to_text(&bomb, 50_000), None);
+        assert!(super::to_text(&bomb, 100_000).is_some_and(|text| text.len() > 50_000));
+        assert_eq!(super::to_text("<p>12345", 5).as_deref(), Some("12345"));
+        assert_eq!(super::to_text("<p>123456", 5), None);
+    }
+
+    #[test]
+    fn charset_is_where_the_page_says_it() {
+        assert_eq!(charset(b"<html><META charset=Koi8-R><p>").as_deref(), Some("koi8-r"));
+        let old = b"<meta name=x><meta http-equiv='Content-Type' content='text/html; charset=windows-1251' >";
+        assert_eq!(charset(old).as_deref(), Some("windows-1251"));
+        assert_eq!(charset(b"<meta charset = \"gbk\"/>").as_deref(), Some("gbk"));
+        for none in [&b"<p>charset=x"[..], b"<meta charset=utf-16>", b"<meta charset=", b"<meta charset=''>", b""] {
+            assert_eq!(charset(none), None);
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Pure but for what `Exits` knows. Making it durable is `server`'s.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use mix::payload::armor::MAX_SURB_TEXT_LEN;
@@ -13,6 +14,9 @@ use crate::policy::{Exits, NoExit};
 use crate::scrub::{Letter, scrub};
 use crate::session::Submission;
 
+/// Octets of text, whatever the exits say: it is held in memory several times over. They take about 10 MB.
+const MAX_TEXT_LEN: usize = 32 * 1024 * 1024;
+
 /// The mails of a submission. All or none: a client that is told that one recipient failed sends to all of them again.
 pub(crate) fn mails(
     submission: Submission,
@@ -21,13 +25,14 @@ pub(crate) fn mails(
     now: SystemTime,
 ) -> Result<Vec<Mail>, Refused> {
     let Submission { identity, recipients, octets } = submission;
-    let message = message(scrub(&octets)?)?;
-    drop(octets);
     // They travel with the text, and count for the exit as it does.
     let blocks = usize::from(reply_blocks) * MAX_SURB_TEXT_LEN;
     let for_text = |limit: u64| NoExit::TooLarge { limit: limit.saturating_sub(blocks as u64) };
-    let len = message.len() + blocks;
     let limit = exits.largest();
+    let room = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(blocks).min(MAX_TEXT_LEN);
+    let message: Arc<[u8]> = message(scrub(&octets, room)?)?.into();
+    drop(octets);
+    let len = message.len() + blocks;
     if len as u64 > limit {
         return Err(for_text(limit).into());
     }
@@ -42,7 +47,7 @@ pub(crate) fn mails(
         mails.push(Mail {
             identity: identity.clone(),
             exit: OutboxExit { routing_type, info, via },
-            message: message.clone(),
+            message: Arc::clone(&message),
             reply_blocks,
             accepted: now,
         });
@@ -96,6 +101,7 @@ mod tests {
         let [bob, frida] = &mails[..] else { panic!("two recipients") };
         assert_eq!(bob.exit.info, b"bob@example.org");
         assert_eq!((frida.exit.info.as_slice(), frida.exit.via.as_deref()), (&b"frida"[..], Some("gamma")));
+        assert!(Arc::ptr_eq(&bob.message, &frida.message), "the text is held once");
         for mail in &mails {
             let message = "FROM:Alice\nIN-REPLY-TO:<1@x>\nSUBJECT:=?UTF-8?B?Y2Fmw6k=?=\n\nhi\n";
             assert_eq!(String::from_utf8_lossy(&mail.message), message);

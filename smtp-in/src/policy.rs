@@ -22,6 +22,8 @@ pub struct Policy {
     pub idle_timeout: Duration,
     /// How long a client may stay at all: one that sends an octet a minute is never silent.
     pub session_timeout: Duration,
+    /// How long a client may stay before it has said who it is.
+    pub login_timeout: Duration,
     /// Clients served at the same time.
     pub max_connections: usize,
 }

@@ -9,6 +9,13 @@ use mix::path::address::{ExitAddress, InvalidAddress, Mailbox};
 /// The domain of exits: in front of it is the exit's nickname.
 pub const MBOX_DOMAIN: &str = "mbox.alt";
 
+/// Characters before the `@` (RFC 5321 4.5.3.1.1).
+const MAX_LOCAL_LEN: usize = 64;
+/// Characters of a domain (RFC 1035 3.1).
+const MAX_DOMAIN_LEN: usize = 253;
+/// Characters of a label of a domain (RFC 1035 2.3.1).
+const MAX_LABEL_LEN: usize = 63;
+
 /// Why a recipient is none. Blames the mail client's user. Holds nothing of the address.
 #[derive(Debug, thiserror::Error, PartialEq, Eq, Clone)]
 pub enum InvalidRecipient {
@@ -21,6 +28,15 @@ pub enum InvalidRecipient {
     /// Not a mailbox that may leave an exit.
     #[error("{0}")]
     Form(InvalidAddress),
+    /// No mail server takes it (RFC 5321 4.5.3.1.1).
+    #[error("what is before the @ has at most {MAX_LOCAL_LEN} characters")]
+    LocalTooLong,
+    /// No name of the DNS is as long (RFC 1035 3.1, less the octets that are not written).
+    #[error("a domain has at most {MAX_DOMAIN_LEN} characters")]
+    DomainTooLong,
+    /// No name of the DNS has such a label (RFC 1035 2.3.1).
+    #[error("between the dots of a domain are at most {MAX_LABEL_LEN} characters, the first and last not hyphens")]
+    Label,
     /// `name@mbox.alt`.
     #[error("which exit? A user of an exit is written name@nickname.{MBOX_DOMAIN}")]
     NoServer,
@@ -56,7 +72,31 @@ pub fn parse(address: &str) -> Result<ExitAddress, InvalidRecipient> {
     if domain == "alt" || domain.ends_with(".alt") {
         return Err(InvalidRecipient::Alt);
     }
+    can_exist(address.len() - domain.len() - 1, &domain)?;
     Ok(ExitAddress::Smtp(mailbox))
+}
+
+/// What no mail server can have would be accepted here and dropped by the exit, where nobody is told.
+fn can_exist(local_len: usize, domain: &str) -> Result<(), InvalidRecipient> {
+    if local_len > MAX_LOCAL_LEN {
+        return Err(InvalidRecipient::LocalTooLong);
+    }
+    if domain.len() > MAX_DOMAIN_LEN {
+        return Err(InvalidRecipient::DomainTooLong);
+    }
+    let is_label = |label: &str| label.len() <= MAX_LABEL_LEN && !label.starts_with('-') && !label.ends_with('-');
+    if domain.split('.').all(is_label) { Ok(()) } else { Err(InvalidRecipient::Label) }
+}
+
+/// Whether two addresses are one recipient: domains are the same in capitals, what is before the `@` need not be.
+pub fn is_same(one: &ExitAddress, other: &ExitAddress) -> bool {
+    match (one, other) {
+        (ExitAddress::Smtp(one), ExitAddress::Smtp(other)) => {
+            let local = |mailbox: &Mailbox| mailbox.as_str().split_once('@').map(|(local, _)| local.to_owned());
+            one.domain().eq_ignore_ascii_case(other.domain()) && local(one) == local(other)
+        }
+        _ => one == other,
+    }
 }
 
 #[cfg(test)]
@@ -100,6 +140,29 @@ mod tests {
         assert_eq!(refused("bob@alt"), InvalidRecipient::Alt);
         assert_eq!(refused("bob@xmbox.alt"), InvalidRecipient::Alt);
         assert!(parse("bob@alt.example").is_ok());
+    }
+
+    #[test]
+    fn address_that_no_mail_server_can_have_is_refused() {
+        let long = |len| "x".repeat(len);
+        assert_eq!(refused(&format!("{}@example.org", long(65))), InvalidRecipient::LocalTooLong);
+        assert!(parse(&format!("{}@{}.org", long(64), long(63))).is_ok());
+        assert_eq!(refused(&format!("bob@{}.org", long(64))), InvalidRecipient::Label);
+        assert_eq!(refused("bob@-x.org"), InvalidRecipient::Label);
+        assert_eq!(refused("bob@x-.org"), InvalidRecipient::Label);
+        assert!(parse("bob@x-y.org").is_ok());
+        let domain = |last| format!("bob@{}{}", format!("{}.", long(60)).repeat(4), long(last));
+        assert!(parse(&domain(9)).is_ok());
+        assert_eq!(refused(&domain(10)), InvalidRecipient::DomainTooLong);
+    }
+
+    #[test]
+    fn recipient_is_the_same_whatever_the_case_of_its_domain() {
+        let same = |one, other| is_same(&parse(one).unwrap(), &parse(other).unwrap());
+        assert!(same("Bob@EXAMPLE.org", "Bob@example.org"));
+        assert!(!same("bob@example.org", "Bob@example.org"));
+        assert!(!same("bob@example.org", "bob@gamma.mbox.alt"));
+        assert!(same("bob@Gamma.mbox.alt", "bob@gamma.MBOX.alt"));
     }
 
     #[test]

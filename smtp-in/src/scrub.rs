@@ -1,8 +1,8 @@
 //! What of a mail may travel: subject, the sender's name, the threading headers and the text. Everything else is dropped,
 //! since everything else tells who wrote it where, when and with which program.
 //!
-//! Pure: octets of a mail in, a [`Letter`] out. Header fields, encoded words, transfer encodings and charsets are
-//! mail-parser's work; the tree of parts is walked here, since mail-parser descends into forwarded mails as deep as their
+//! Pure: octets of a mail in, a [`Letter`] out. Header fields, encoded words and base64 are mail-parser's work, charsets
+//! are `charset`'s; the tree of parts is walked here, since mail-parser descends into forwarded mails as deep as their
 //! author likes, and a stranger's mail must not choose the depth of our stack. How a letter is written for the network is
 //! `intake`'s and `mix::payload`'s.
 
@@ -10,12 +10,11 @@ use std::borrow::Cow;
 use std::fmt;
 
 use mail_parser::decoders::base64::base64_decode;
-use mail_parser::decoders::charsets::map::charset_decoder;
 use mail_parser::decoders::quoted_printable::quoted_printable_decode_char;
 use mail_parser::{ContentType, GetHeader as _, Header, HeaderName, HeaderValue, MessageParser};
 use mix::payload::headers::VALUE_LEN_MAX;
 
-use crate::html;
+use crate::{charset, html};
 
 /// Octets of the header section of a mail or part. Mail servers stop at 64 to 256 KiB.
 const MAX_HEADERS_LEN: usize = 256 * 1024;
@@ -23,6 +22,10 @@ const MAX_HEADERS_LEN: usize = 256 * 1024;
 const MAX_PARTS: usize = 1000;
 /// Multiparts within multiparts. Mail programs make three or four.
 const MAX_DEPTH: usize = 20;
+/// Kinds of text that are for programs. `rfc822-headers` comes with reports that mail was not delivered, and has all that
+/// must not travel.
+const NOT_PROSE: [&str; 9] =
+    ["calendar", "css", "directory", "javascript", "rfc822-headers", "rtf", "vcard", "x-vcard", "xml"];
 /// Octets of one message-id. RFC 5322 2.1.1 has no longer lines.
 const MAX_ID_LEN: usize = 250;
 
@@ -57,9 +60,18 @@ pub enum NoLetter {
     /// The text is in a part that only its recipient can read, but the parts do not travel.
     #[error("the text is in an encrypted part, which does not travel; put the encrypted text inline instead")]
     Encrypted,
-    /// Not UTF-8 and in no known charset.
-    #[error("the text is in an unknown charset")]
+    /// In a charset that nobody knows or that is not read here, or not in the one it says.
+    #[error("the text is in a charset that cannot be read here; send it as UTF-8")]
     Charset,
+    /// A mail inside the mail, shown as a part of the text. What it holds would be missing.
+    #[error("a mail inside the mail does not travel; forward it as text, or as an attachment to drop it")]
+    Forwarded,
+    /// HTML that becomes more text than anybody takes.
+    #[error("the text is too long: there is room for {limit} octets")]
+    TooLong {
+        /// What there is room for.
+        limit: usize,
+    },
     /// Not base64 although it says so, or in an encoding nobody knows.
     #[error("the transfer encoding of the text is broken or unknown")]
     TransferEncoding,
@@ -74,16 +86,17 @@ pub enum NoLetter {
     TooManyParts,
 }
 
-/// Takes from `mail` what may travel.
+/// Takes from `mail` what may travel. HTML is made into at most `room` octets of text: it can say little in many words,
+/// and what it becomes can be many times as long.
 ///
 /// # Errors
 /// [`NoLetter`], by what stands in the way.
-pub fn scrub(mail: &[u8]) -> Result<Letter, NoLetter> {
+pub fn scrub(mail: &[u8], room: usize) -> Result<Letter, NoLetter> {
     let root = Part::read(mail)?;
-    let Found { text, .. } = Walk { parts: 0 }.look(&root, Place::ROOT)?.ok_or(NoLetter::NoText)?;
+    let Found { text, .. } = Walk { parts: 0, room }.look(&root, Place::ROOT)?.ok_or(NoLetter::NoText)?;
     Ok(Letter {
-        subject: root.header(&HeaderName::Subject).and_then(HeaderValue::as_text).and_then(one_line),
-        from_name: root.header(&HeaderName::From).and_then(name_of),
+        subject: root.subject(),
+        from_name: root.sender_name(),
         in_reply_to: root.header(&HeaderName::InReplyTo).and_then(|value| ids(value).into_iter().next()),
         references: root.header(&HeaderName::References).and_then(|value| first_and_last(&ids(value))),
         text,
@@ -93,12 +106,16 @@ pub fn scrub(mail: &[u8]) -> Result<Letter, NoLetter> {
 /// A mail or one of its parts: fields and body.
 struct Part<'m> {
     headers: Vec<Header<'static>>,
+    /// What `headers` was read from.
+    fields: Vec<u8>,
     body: &'m [u8],
 }
 
 /// How to look for text in a part.
 enum Kind {
     Plain,
+    /// Any other text: shown as it stands (RFC 2046 4.1.4).
+    OtherText,
     Html,
     /// The same in several forms.
     Alternative,
@@ -109,6 +126,8 @@ enum Kind {
         digest: bool,
     },
     Encrypted,
+    /// A mail.
+    Forwarded,
     Other,
 }
 
@@ -127,11 +146,40 @@ impl<'m> Part<'m> {
         let message = parser.parse_headers(&fields);
         let root = message.and_then(|message| message.parts.into_iter().next());
         let headers = root.map(|root| root.headers.into_iter().map(Header::into_owned).collect());
-        Ok(Self { headers: headers.unwrap_or_default(), body })
+        Ok(Self { headers: headers.unwrap_or_default(), fields, body })
     }
 
     fn header(&self, name: &HeaderName<'_>) -> Option<&HeaderValue<'static>> {
         self.headers.header_value(name)
+    }
+
+    /// The value of a field before anything was decoded.
+    fn raw(&self, name: &HeaderName<'_>) -> &[u8] {
+        let header = self.headers.iter().rev().find(|header| header.name == *name);
+        let range = header.map(|header| header.offset_start as usize..header.offset_end as usize);
+        range.and_then(|range| self.fields.get(range)).unwrap_or_default()
+    }
+
+    /// The subject. What cannot be read here travels as it was written: its recipient's program may know more charsets.
+    fn subject(&self) -> Option<String> {
+        let raw = self.raw(&HeaderName::Subject);
+        let read = self.header(&HeaderName::Subject).and_then(HeaderValue::as_text);
+        match read.filter(|text| is_legible(raw, text)) {
+            Some(text) => one_line(text),
+            None => charset::decode("", raw).as_deref().and_then(one_line),
+        }
+    }
+
+    /// The name beside the first address. Programs that know no name put the address there, which must not travel, nor
+    /// may anything that could turn out to be one when somebody else reads it.
+    fn sender_name(&self) -> Option<String> {
+        let from = self.header(&HeaderName::From).and_then(HeaderValue::as_address);
+        let name = from.and_then(|from| from.first()).and_then(|address| address.name())?;
+        if name.contains('@') || name.contains("=?") || !is_legible(self.raw(&HeaderName::From), name) {
+            return None;
+        }
+        // Characters that FROM must not have (E2E-spec 3.2.2).
+        one_line(&name.replace(['"', '[', ']', ':'], ""))
     }
 
     fn content_type(&self) -> Option<&ContentType<'static>> {
@@ -151,19 +199,22 @@ impl<'m> Part<'m> {
     fn kind(&self, in_digest: bool) -> Kind {
         let Some(content_type) = self.content_type() else {
             // The parts of a digest are mails unless they say otherwise (RFC 2046 5.1.5).
-            return if in_digest { Kind::Other } else { Kind::Plain };
+            return if in_digest { Kind::Forwarded } else { Kind::Plain };
         };
         let main = content_type.ctype().to_ascii_lowercase();
         let subtype = content_type.subtype().unwrap_or_default().to_ascii_lowercase();
         match (main.as_str(), subtype.as_str()) {
             // Without a subtype it is broken, and stands for the default (RFC 2045 5.2).
             ("text", "plain" | "") | ("", _) => Kind::Plain,
-            ("text", "html") => Kind::Html,
+            ("text", "html" | "x-amp-html") => Kind::Html,
+            ("text", subtype) if NOT_PROSE.contains(&subtype) => Kind::Other,
+            ("text", _) => Kind::OtherText,
             ("multipart", "alternative") => Kind::Alternative,
             ("multipart", "related" | "signed") => Kind::FirstOf,
             ("multipart", "encrypted") | ("application", "pkcs7-mime" | "x-pkcs7-mime") => Kind::Encrypted,
             ("multipart", "digest") => Kind::AllOf { digest: true },
             ("multipart", _) => Kind::AllOf { digest: false },
+            ("message", "rfc822" | "global" | "news") => Kind::Forwarded,
             _ => Kind::Other,
         }
     }
@@ -180,21 +231,18 @@ impl<'m> Part<'m> {
 
     /// The body as text: transfer encoding and charset taken off.
     fn text(&self) -> Result<String, NoLetter> {
+        self.text_in(&self.octets()?, "")
+    }
+
+    /// The body as HTML, which may name its charset itself.
+    fn html(&self) -> Result<String, NoLetter> {
         let octets = self.octets()?;
-        let charset = self.attribute("charset").map(|name| name.trim().to_ascii_lowercase()).unwrap_or_default();
-        match (std::str::from_utf8(&octets), charset.as_str()) {
-            // What is UTF-8 in the places where ASCII was promised can hardly be anything else.
-            (Ok(text), "" | "us-ascii" | "ascii" | "utf-8" | "utf8") => Ok(text.to_owned()),
-            (Err(_), "utf-8" | "utf8") => Ok(String::from_utf8_lossy(&octets).into_owned()),
-            (_, "") => charset_decoder(b"windows-1252").map(|decode| decode(&octets)).ok_or(NoLetter::Charset),
-            (utf8, charset) => match (charset_decoder(charset.as_bytes()), utf8) {
-                // The decoder of UTF-7 and those of several octets a character expect to be given something.
-                (Some(_), _) if octets.is_empty() => Ok(String::new()),
-                (Some(decode), _) => Ok(decode(&octets)),
-                (None, Ok(text)) => Ok(text.to_owned()),
-                (None, Err(_)) => Err(NoLetter::Charset),
-            },
-        }
+        self.text_in(&octets, &html::charset(&octets).unwrap_or_default())
+    }
+
+    fn text_in(&self, octets: &[u8], otherwise: &str) -> Result<String, NoLetter> {
+        let charset = self.attribute("charset").filter(|name| !name.trim().is_empty()).unwrap_or(otherwise);
+        charset::decode(charset, octets).ok_or(NoLetter::Charset)
     }
 
     fn octets(&self) -> Result<Cow<'m, [u8]>, NoLetter> {
@@ -235,6 +283,8 @@ impl Place {
 
 struct Walk {
     parts: usize,
+    /// Octets that HTML may become.
+    room: usize,
 }
 
 impl Walk {
@@ -252,11 +302,16 @@ impl Walk {
                 let flowed = part.attribute("format").is_some_and(|format| format.eq_ignore_ascii_case("flowed"));
                 Ok(Found::new(&part.text()?, flowed, true))
             }
-            Kind::Html => Ok(Found::new(&html::to_text(&part.text()?), false, false)),
+            Kind::OtherText => Ok(Found::new(&part.text()?, false, false)),
+            Kind::Html => {
+                let text = html::to_text(&part.html()?, self.room).ok_or(NoLetter::TooLong { limit: self.room })?;
+                Ok(Found::new(&text, false, false))
+            }
             Kind::Alternative => self.best_of(part, below),
             Kind::FirstOf => self.first_of(part, below),
             Kind::AllOf { digest } => self.all_of(part, Place { in_digest: digest, ..below }),
             Kind::Encrypted => Err(NoLetter::Encrypted),
+            Kind::Forwarded => Err(NoLetter::Forwarded),
             Kind::Other => Ok(None),
         }
     }
@@ -292,10 +347,14 @@ impl Walk {
         let mut all: Option<Found> = None;
         for octets in part.parts()? {
             let Some(found) = self.look(&Part::read(octets)?, at)? else { continue };
-            all = Some(match all {
-                None => found,
-                Some(all) => Found { text: format!("{}\n{}", all.text, found.text), plain: all.plain || found.plain },
-            });
+            match &mut all {
+                None => all = Some(found),
+                Some(all) => {
+                    all.text.push('\n');
+                    all.text.push_str(&found.text);
+                    all.plain |= found.plain;
+                }
+            }
         }
         Ok(all)
     }
@@ -405,15 +464,22 @@ fn quoted_printable(body: &[u8]) -> Vec<u8> {
 /// Empty when there is nothing to read. Lines stay as they were broken, since the recipient's program cannot be told that
 /// they may be joined; what format=flowed (RFC 3676) put on their ends is taken off.
 fn tidy(text: &str, flowed: bool) -> String {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n").replace('\r', "\n");
-    let mut tidy = String::with_capacity(text.len());
-    for line in text.split('\n') {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut tidy = String::with_capacity(text.len() + 1);
+    for line in text.split('\n').flat_map(|line| line.strip_suffix('\r').unwrap_or(line).split('\r')) {
         let line = if flowed { unstuffed(line) } else { line };
         tidy.extend(line.chars().filter(|&c| c == '\t' || !c.is_control()));
-        tidy.push('\n');
+        // Nothing before the first line with something on it.
+        if !tidy.is_empty() {
+            tidy.push('\n');
+        }
     }
-    let words = tidy.trim_end().trim_start_matches('\n');
-    if words.trim_start().is_empty() { String::new() } else { format!("{words}\n") }
+    tidy.truncate(tidy.trim_end().len());
+    if tidy.trim_start().is_empty() {
+        return String::new();
+    }
+    tidy.push('\n');
+    tidy
 }
 
 fn unstuffed(line: &str) -> &str {
@@ -428,14 +494,23 @@ fn one_line(text: &str) -> Option<String> {
     (!line.is_empty()).then_some(line)
 }
 
-/// The name beside the first address. Programs that know no name put the address there, which must not travel.
-fn name_of(from: &HeaderValue<'_>) -> Option<String> {
-    let name = from.as_address().and_then(|from| from.first()).and_then(|address| address.name())?;
-    if name.contains('@') {
-        return None;
-    }
-    // Characters that FROM must not have (E2E-spec 3.2.2).
-    one_line(&name.replace(['"', '[', ']', ':'], ""))
+/// Whether `text` is what the field `raw` was meant to say: mail-parser puts something in place of all that it does not
+/// know.
+fn is_legible(raw: &[u8], text: &str) -> bool {
+    !text.contains(char::REPLACEMENT_CHARACTER)
+        && !raw.contains(&b'\x1b')
+        && encoded_charsets(raw).all(charset::is_read_alike)
+}
+
+/// The charsets of the encoded words in a field (RFC 2047 2, with the languages of RFC 2231 5 left aside).
+fn encoded_charsets(raw: &[u8]) -> impl Iterator<Item = &str> {
+    let begins = |(at, pair): (usize, &[u8])| if pair == b"=?" { raw.get(at + 2..) } else { None };
+    raw.windows(2).enumerate().filter_map(begins).filter_map(|word| {
+        let mut fields = word.splitn(3, |&octet| octet == b'?');
+        let (name, encoding) = (fields.next()?, fields.next()?);
+        let name = name.split(|&octet| octet == b'*').next()?;
+        matches!(encoding, b"B" | b"b" | b"Q" | b"q").then(|| std::str::from_utf8(name).unwrap_or("not ASCII"))
+    })
 }
 
 /// The well-formed message-ids of a header, in their brackets. Others would be noise to the programs that look for them.

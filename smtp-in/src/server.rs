@@ -88,7 +88,8 @@ impl Server {
             };
             match Arc::clone(&free).try_acquire_owned() {
                 Ok(place) => {
-                    let client = Client { stream, policy, house: house.clone(), stop: stop.clone() };
+                    let began = Instant::now();
+                    let client = Client { stream, policy, house: house.clone(), stop: stop.clone(), began };
                     clients.spawn(client.serve(place));
                 }
                 Err(_) => turn_away(stream),
@@ -113,6 +114,7 @@ struct Client {
     policy: Policy,
     house: House,
     stop: CancellationToken,
+    began: Instant,
 }
 
 /// Why a session ends that the protocol did not end.
@@ -143,14 +145,15 @@ impl Client {
     }
 
     async fn session(&mut self) -> Result<(), Cut> {
-        let end = Instant::now() + self.policy.session_timeout;
         let mut session = Session::new(self.policy, Arc::clone(&self.house.exits));
         let mut buffer = Secret::new(vec![0; READ_LEN]);
         loop {
-            match session.step() {
-                Step::Send(octets) => self.send(&octets).await?,
+            let step = session.step();
+            let deadline = self.deadline(session.is_authenticated());
+            match step {
+                Step::Send(octets) => self.send(&octets, deadline).await?,
                 Step::Receive => {
-                    let len = self.receive(buffer.expose_mut(), end).await?;
+                    let len = self.receive(buffer.expose_mut(), deadline).await?;
                     session.receive(buffer.expose().get(..len).unwrap_or_default());
                 }
                 Step::Check(credentials) => session.checked(self.check(credentials).await),
@@ -160,16 +163,33 @@ impl Client {
         }
     }
 
-    /// A client that does not read its replies is waited for no longer than one that does not speak.
-    async fn send(&mut self, octets: &[u8]) -> Result<(), Cut> {
-        match timeout(self.policy.idle_timeout, self.stream.write_all(octets)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Cut::Gone),
+    /// Until when the next move of the client is waited for.
+    fn deadline(&self, is_authenticated: bool) -> Instant {
+        let stay = if is_authenticated {
+            self.policy.session_timeout
+        } else {
+            self.policy.login_timeout.min(self.policy.session_timeout)
+        };
+        (self.began + stay).min(Instant::now() + self.policy.idle_timeout)
+    }
+
+    /// A client that does not read its replies is waited for no longer than one that does not speak; and when the server
+    /// stops, only as long as one that reads needs to hear what became of its mail.
+    async fn send(&mut self, octets: &[u8], deadline: Instant) -> Result<(), Cut> {
+        let stopped = async {
+            self.stop.cancelled().await;
+            sleep(LINGER).await;
+        };
+        tokio::select! {
+            sent = timeout_at(deadline, self.stream.write_all(octets)) => match sent {
+                Ok(Ok(())) => Ok(()),
+                Ok(Err(_)) | Err(_) => Err(Cut::Gone),
+            },
+            () = stopped => Err(Cut::Gone),
         }
     }
 
-    async fn receive(&mut self, buffer: &mut [u8], end: Instant) -> Result<usize, Cut> {
-        let deadline = end.min(Instant::now() + self.policy.idle_timeout);
+    async fn receive(&mut self, buffer: &mut [u8], deadline: Instant) -> Result<usize, Cut> {
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(Cut::Ours(Goodbye::Shutdown)),
@@ -197,16 +217,20 @@ impl Client {
     async fn take(&self, submission: Submission) -> Result<(), Refused> {
         let House { exits, outbox, .. } = self.house.clone();
         let reply_blocks = self.policy.reply_blocks;
-        let work = move || {
-            let mails = intake::mails(submission, exits.as_ref(), reply_blocks, SystemTime::now())?;
-            outbox.keep(mails).map_err(Refused::Store)
+        let read = move || intake::mails(submission, exits.as_ref(), reply_blocks, SystemTime::now());
+        let result = match spawn_blocking(read).await.unwrap_or(Err(Refused::Crashed)) {
+            Ok(mails) => {
+                let kept = spawn_blocking(move || outbox.keep(mails).map_err(Refused::Store)).await;
+                kept.unwrap_or(Err(Refused::StoreCrashed))
+            }
+            Err(why) => Err(why),
         };
-        let result = spawn_blocking(work).await.unwrap_or(Err(Refused::Crashed));
         match &result {
             // Not a word: beside the line that says when packets were mixed it would tell which are whose.
             Ok(()) => {}
             Err(Refused::Store(why)) => error!(error = %why, "a mail could not be stored"),
-            Err(Refused::Crashed) => error!("taking in a mail panicked"),
+            Err(Refused::Crashed) => error!("reading a mail panicked"),
+            Err(Refused::StoreCrashed) => error!("storing a mail panicked"),
             Err(_) => debug!("a mail refused"),
         }
         result

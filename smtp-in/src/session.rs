@@ -177,6 +177,11 @@ impl Session {
         }
     }
 
+    /// Whether the client has shown that it may send.
+    pub fn is_authenticated(&self) -> bool {
+        self.identity.is_some()
+    }
+
     /// Takes what the client sent.
     pub fn receive(&mut self, octets: &[u8]) {
         self.input.extend(octets);
@@ -298,7 +303,7 @@ impl Session {
     }
 
     fn command(&mut self, line: &[u8]) -> Option<Step> {
-        match Request::parse(&mut line.iter()) {
+        match Request::parse(&mut with_countable_size(line).iter()) {
             Ok(request) => self.request(request),
             Err(SyntaxError::InvalidSenderAddress) => self.error(553, "5.1.7", "the sender is not an address"),
             Err(SyntaxError::InvalidRecipientAddress) => self.error(553, "5.1.3", "a recipient has the form user@host"),
@@ -478,22 +483,24 @@ impl Session {
         if to.orcpt.is_some() || to.rrvs != 0 || to.flags != 0 {
             return self.error(555, "5.5.4", "a parameter of an extension that is not offered");
         }
+        let address = match recipient::parse(&to.address) {
+            Ok(address) => address,
+            Err(why) => return self.refuse(&Reply::from(&why)),
+        };
+        // Named twice is still one recipient, who wants one message.
+        if recipients.iter().any(|known| recipient::is_same(known, &address)) {
+            self.reply(250, "2.1.5", "ok");
+            return None;
+        }
         if recipients.len() >= self.policy.max_recipients {
             let text = format!("a mail has at most {} recipients, send it to the others separately", recipients.len());
             self.push(&Reply::new(452, "4.5.3", text));
             return None;
         }
-        let address = match recipient::parse(&to.address) {
-            Ok(address) => address,
-            Err(why) => return self.refuse(&Reply::from(&why)),
-        };
         if let Err(why) = self.exits.accepts(identity, &address, 0) {
             return self.refuse(&Reply::from(&why));
         }
-        // Named twice is still one recipient, who wants one message.
-        if !recipients.contains(&address) {
-            recipients.push(address);
-        }
+        recipients.push(address);
         self.reply(250, "2.1.5", "ok");
         None
     }
@@ -565,6 +572,23 @@ impl Session {
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Session(..)")
+    }
+}
+
+/// The line with its SIZE cut to what a number can hold: smtp-proto begins anew there, and takes the largest mails for
+/// small ones. What is left is more than any mail has.
+fn with_countable_size(line: &[u8]) -> Cow<'_, [u8]> {
+    const MAX_DIGITS: usize = 19;
+    let is_size = |at: &usize| line.get(*at..at + 6).is_some_and(|name| name.eq_ignore_ascii_case(b" SIZE="));
+    let parameters = line.iter().rposition(|&octet| octet == b'>').unwrap_or(line.len());
+    let Some(start) = (parameters..line.len()).find(is_size).map(|at| at + 6) else { return line.into() };
+    let (before, number) = line.split_at(start);
+    let len = number.iter().position(|octet| !octet.is_ascii_digit()).unwrap_or(number.len());
+    let (digits, after) = number.split_at(len);
+    let zeros = digits.iter().take_while(|&&digit| digit == b'0').count();
+    match digits.len() - zeros {
+        len if len > MAX_DIGITS => [before, &[b'9'; MAX_DIGITS], after].concat().into(),
+        _ => line.into(),
     }
 }
 

@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 struct Network;
 
 impl Exits for Network {
-    fn accepts(&self, _: &str, _: &ExitAddress, message_len: usize) -> Result<(), NoExit> {
+    fn accepts(&self, _: &str, to: &ExitAddress, message_len: usize) -> Result<(), NoExit> {
+        let panics = matches!(to, ExitAddress::Smtp(mailbox) if mailbox.domain() == "panic.example");
+        assert!(!panics || message_len == 0, "a mail that cannot be read");
         if message_len > 50_000 { Err(NoExit::TooLarge { limit: 50_000 }) } else { Ok(()) }
     }
 
@@ -138,7 +140,7 @@ async fn mail_is_in_the_outbox_when_the_client_hears_250() {
     let mails = waiting(&db).await;
     assert_eq!(mails.len(), 2);
     for mail in &mails {
-        assert_eq!(mail.message, b"FROM:Alice\nSUBJECT:x\n\nhi\n");
+        assert_eq!(&*mail.message, b"FROM:Alice\nSUBJECT:x\n\nhi\n");
         assert_eq!((mail.identity.as_str(), mail.reply_blocks), ("alice", 1));
     }
     assert_eq!(mails[1].exit.via.as_deref(), Some("gamma"));
@@ -160,6 +162,17 @@ async fn mail_that_is_not_stored_is_not_accepted() {
     let mut client = Client::welcome(server.address).await;
     assert_eq!(client.mail("\r\nhi").await, "451");
     assert_eq!(client.mail("\r\nhi").await, "451");
+}
+
+#[tokio::test]
+async fn mail_that_makes_its_reader_panic_is_refused_for_good() {
+    let server = start(Arc::new(Full), |_| {}).await;
+    let mut client = Client::welcome(server.address).await;
+    assert_eq!(client.say("MAIL FROM:<>").await, "250");
+    assert_eq!(client.say("RCPT TO:<bob@panic.example>").await, "250");
+    assert_eq!(client.say("DATA").await, "354");
+    assert_eq!(client.say("\r\nhi\r\n.").await, "554");
+    assert_eq!(client.say("NOOP").await, "250");
 }
 
 #[tokio::test]
@@ -242,6 +255,35 @@ async fn silent_client_is_sent_away() {
     let mut client = Client::connect(server.address).await;
     assert_eq!(client.hear().await, "421");
     assert_eq!(client.hear().await, "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn client_that_does_not_say_who_it_is_is_sent_away_in_a_minute() {
+    let server = start(Arc::new(Full), |_| {}).await;
+    let began = tokio::time::Instant::now();
+    let mut stranger = Client::connect(server.address).await;
+    assert_eq!(stranger.hear().await, "421");
+    assert_eq!(began.elapsed().as_secs(), 60);
+}
+
+#[tokio::test]
+async fn client_that_reads_nothing_does_not_hold_up_the_end() {
+    let server = start(Arc::new(Full), |_| {}).await;
+    let client = Client::welcome(server.address).await;
+    // Until the server takes no more, since its answers are not taken.
+    let help = b"HELP\r\n".repeat(1000);
+    let pushed = async {
+        loop {
+            client.0.writable().await.expect("a connection");
+            match client.0.try_write(&help) {
+                Err(e) if e.kind() != std::io::ErrorKind::WouldBlock => break,
+                _ => {}
+            }
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(3), pushed).await;
+    server.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(30), server.task).await.expect("in time").expect("stopped");
 }
 
 #[tokio::test]

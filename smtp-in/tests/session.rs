@@ -302,6 +302,13 @@ fn mail_that_will_be_too_large_is_refused_before_it_comes() {
     let mut talk = Talk::welcome();
     talk.expect("MAIL FROM:<> SIZE=20000001", "552 5.3.4");
     talk.expect("MAIL FROM:<> SIZE=9999999999999999", "552 5.3.4");
+    // Numbers that smtp-proto does not count to.
+    talk.expect("MAIL FROM:<> SIZE=99999999999999999999", "552 5.3.4");
+    talk.expect("MAIL FROM:<> SIZE=184467440737095516150", "552 5.3.4");
+    talk.expect("MAIL FROM:<a@b.c> size=100000000000000000000000000 BODY=8BITMIME", "552 5.3.4");
+    talk.expect("MAIL FROM:<> SIZE=99999999999999999999x", "501 5.5.4");
+    talk.expect("MAIL FROM:<> SIZE=0000000000000000000000100", "250 2.1.0");
+    talk.expect("RSET", "250 2.0.0");
     talk.expect("RCPT TO:<bob@example.org>", "503 5.5.1");
 }
 
@@ -334,6 +341,7 @@ fn one_recipient_too_many_is_told_to_come_again() {
     talk.expect("RCPT TO:<a@example.org>", "250 2.1.5");
     talk.expect("RCPT TO:<b@example.org>", "250 2.1.5");
     talk.expect("RCPT TO:<c@example.org>", "452 4.5.3");
+    talk.expect("RCPT TO:<b@EXAMPLE.org>", "250 2.1.5");
     talk.expect("DATA", "354 ");
 }
 
@@ -348,7 +356,8 @@ fn mail_that_is_refused_leaves_the_session_in_order() {
         (|| Refused::Exit(no_way()), "451 4.4.4 no path leads back for the reply block: no recommended mix"),
         (|| Refused::Store(mix::store::StoreError::Full), "452 4.3.1"),
         (|| Refused::Store(mix::store::StoreError::Busy), "451 4.3.0"),
-        (|| Refused::Crashed, "451 4.3.0"),
+        (|| Refused::Crashed, "554 5.3.0"),
+        (|| Refused::StoreCrashed, "451 4.3.0"),
     ] {
         let mut talk = Talk::in_data();
         talk.refuse = Some(refuse);

@@ -27,7 +27,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
@@ -220,9 +220,14 @@ impl Running {
     /// # Errors
     /// [`DirectoryError::Listener`] when it stopped because the listener broke or a task panicked.
     pub async fn stopped(self) -> Result<(), DirectoryError> {
-        let outcome = self.task.await.unwrap_or_else(|join| Err(io::Error::other(join)));
+        let outcome = self.task.await.unwrap_or_else(|e| Err(failed(&e)));
         outcome.map_err(DirectoryError::Listener)
     }
+}
+
+/// Says that a service failed; never with what words, which may be a client's.
+fn failed(e: &JoinError) -> io::Error {
+    io::Error::other(if e.is_panic() { "the service panicked" } else { "the service was cancelled" })
 }
 
 #[derive(Clone)]

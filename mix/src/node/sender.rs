@@ -306,7 +306,7 @@ impl Sender {
         now: SystemTime,
         dice: &mut Dice,
     ) -> Result<Vec<u8>, NotPacked> {
-        let mut message = mail.message.clone();
+        let mut message = mail.message.to_vec();
         let reply_to = self.reply_to.borrow().get(&mail.identity).filter(|_| mail.reply_blocks > 0).cloned();
         let Some(reply_to) = reply_to else {
             return Ok(message);

@@ -4,6 +4,7 @@
 //! is `queue`'s.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::db::{Row, Schema, StoreError, Tx, View, day_end, instant, params, row_id, seconds, sql_limit};
@@ -65,8 +66,8 @@ pub struct Mail {
     pub identity: String,
     /// Where it leaves the network.
     pub exit: OutboxExit,
-    /// Headers and body, as E2E-spec encodes them before compression.
-    pub message: Vec<u8>,
+    /// Headers and body, as E2E-spec encodes them before compression. The mails of one submission share them.
+    pub message: Arc<[u8]>,
     /// How many reply blocks go with it.
     pub reply_blocks: u8,
     /// When the door said yes; kept by the day.
@@ -131,7 +132,7 @@ fn push_one(tx: &Tx<'_>, mail: &Mail) -> Result<MailId, StoreError> {
     tx.insert(
         "INSERT INTO outbox (identity, routing_type, routing_info, via, reply_blocks, accepted, message)
             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        params![mail.identity, routing_type.0, info, via, mail.reply_blocks, day_end(mail.accepted), mail.message],
+        params![mail.identity, routing_type.0, info, via, mail.reply_blocks, day_end(mail.accepted), &*mail.message],
     )
     .map(MailId)
 }
@@ -291,7 +292,7 @@ mod tests {
         Mail {
             identity: "mark".to_owned(),
             exit: OutboxExit { routing_type: RoutingType::SMTP, info: to.into(), via: Some("Exit".to_owned()) },
-            message: b"SUBJECT:Hello\n\nWorld".to_vec(),
+            message: b"SUBJECT:Hello\n\nWorld".as_slice().into(),
             reply_blocks: 2,
             accepted: hour(24),
         }

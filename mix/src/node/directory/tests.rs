@@ -307,3 +307,11 @@ async fn a_connection_that_only_waits_is_closed() {
     drop(connection);
     assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
 }
+
+#[tokio::test]
+async fn words_of_a_panic_are_not_reported() {
+    let task = tokio::spawn(async { panic!("what a client sent") });
+    let running = Running { address: ([127, 0, 0, 1], 1).into(), key_id: KEYS[0].public_key().key_id(), task };
+    let DirectoryError::Listener(why) = running.stopped().await.unwrap_err() else { panic!("another error") };
+    assert_eq!(why.to_string(), "the service panicked");
+}
