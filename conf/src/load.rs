@@ -102,11 +102,23 @@ where
             continue;
         }
         let error = blamed.and_then(|index| complaints.remove(&index)).unwrap_or(error);
-        let merged = figment.find_value(&error.path.join(".")).ok();
+        let merged = figment.data().ok().and_then(|data| found(data.get(&Profile::Default)?, &error.path));
         let problem = problem(&error, merged.as_ref(), &defaults);
         let setting = blamed.and_then(|index| settings.into_iter().nth(index));
         return Err(blame(setting, file.map(|path| (path, &places)), &error, problem));
     }
+}
+
+/// The value at a path, through tables by name and through lists by number.
+fn found(tree: &Dict, path: &[String]) -> Option<Value> {
+    let (first, rest) = path.split_first()?;
+    rest.iter()
+        .try_fold(tree.get(first)?, |value, part| match value {
+            Value::Dict(_, table) => table.get(part),
+            Value::Array(_, list) => list.get(part.parse::<usize>().ok()?),
+            _ => None,
+        })
+        .cloned()
 }
 
 /// A configuration as keys and values back into its type.

@@ -44,6 +44,9 @@ pub fn check(config: &Config) -> Result<(), StartError> {
             return Err(StartError::NoDirectory);
         }
         Network::check(network)?;
+        if gateway.identities.is_empty() {
+            return Err(StartError::NoIdentity);
+        }
         reply_addresses(&gateway.identities, node)?;
         if gateway.sender.interval.is_zero() {
             return Err(StartError::Interval);

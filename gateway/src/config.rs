@@ -121,14 +121,16 @@ impl Default for GatewayConfig {
 
 /// One of `[[gateway.identities]]`: a pseudonym with an account of its own.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields)]
 pub struct IdentityConfig {
     /// The user name, for SMTP and POP3.
+    #[serde(deserialize_with = "mix::settings::something")]
     pub name: String,
     /// The password, for both.
     pub password: Password,
     /// Where answers arrive: the exit address that goes into reply blocks, as `mbox:NAME@NICKNAME`. Empty: mail of this
     /// identity carries no reply blocks.
+    #[serde(default, deserialize_with = "mix::settings::exit_address")]
     pub reply_to: String,
 }
 
@@ -150,7 +152,7 @@ impl Password {
 
 impl<'de> Deserialize<'de> for Password {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer).map(Self::new)
+        mix::settings::something(deserializer).map(Self::new)
     }
 }
 

@@ -81,6 +81,9 @@ pub enum StartError {
     /// A gateway without a directory knows no mixes.
     #[error("network.directory must name a directory server: a gateway needs to know who the mixes are")]
     NoDirectory,
+    /// A gateway that nobody can log in to.
+    #[error("gateway.identities: a gateway needs at least one identity, or nobody can send or fetch")]
+    NoIdentity,
     /// The database of the gateway.
     #[error("the mail of the gateway")]
     Store(#[from] StoreError),
@@ -135,6 +138,7 @@ impl StartError {
             Self::NoRole
             | Self::Network(_)
             | Self::NoDirectory
+            | Self::NoIdentity
             | Self::Path(_)
             | Self::Identity { .. }
             | Self::ReplyTo { .. }
@@ -168,6 +172,7 @@ impl StartError {
         Some(match self {
             Self::Network(_) => "network.directory_key",
             Self::NoDirectory => "network.directory",
+            Self::NoIdentity => "gateway.identities",
             Self::Path(_) => "gateway.sender",
             Self::Smtp(NotServing::Config(_)) => "gateway.smtp",
             Self::Identity { .. } | Self::ReplyTo { .. } | Self::NoMailbox { .. } => "gateway.identities",

@@ -72,6 +72,8 @@ async fn settings_of_the_gateway_are_refused_by_name() {
     assert!(matches!(nothing, (StartError::NoRole, true)), "{nothing:?}");
     let nowhere = refused(|config| config.network.directory.clear()).await;
     assert!(matches!(nowhere, (StartError::NoDirectory, true)), "{nowhere:?}");
+    let nobody = refused(|config| config.gateway.identities.clear()).await;
+    assert!(matches!(nobody, (StartError::NoIdentity, true)), "{nobody:?}");
     let key = refused(|config| config.network.directory_key = "0".repeat(39)).await;
     assert!(matches!(key, (StartError::Network(InvalidNetwork::DirectoryKey), true)), "{key:?}");
     let path = refused(|config| config.gateway.sender.path = "a,,b".into()).await;
@@ -179,4 +181,61 @@ async fn what_is_wrong_with_the_machine_is_not_blamed_on_the_configuration() {
     fs::set_permissions(&config.gateway.home, fs::Permissions::from_mode(0o755)).unwrap();
     let open = refused_as_it_is(config).await;
     assert!(matches!(open, (StartError::Store(StoreError::Folder { .. }), false)), "{open:?}");
+}
+
+/// What loading this file says.
+fn complaint(text: &str) -> String {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("bad.toml");
+    fs::write(&file, text).unwrap();
+    match mixgate_conf::load::<Config>(Some(&file), std::iter::empty(), &[], &[]) {
+        Ok(_) => panic!("taken: {text}"),
+        Err(why) => why.to_string(),
+    }
+}
+
+#[test]
+fn what_cannot_be_meant_is_refused_by_file_line_and_key() {
+    for (section, setting) in [
+        ("network", "directory = \"127.0.0.1:9\""),
+        ("network", "directory_key = \"0123\""),
+        ("network", "refresh = \"0s\""),
+        ("network", "retry = \"0s\""),
+        ("gateway.smtp", "max_size = 10"),
+        ("gateway.smtp", "max_recipients = 0"),
+        ("gateway.smtp", "session_timeout = \"500000000000 years\""),
+        ("gateway.pop", "idle_timeout = \"1 minute\""),
+        ("gateway.sender", "path = \"a,,b\""),
+        ("gateway.sender", "reply_path = \"\""),
+        ("gateway.sender", "interval = \"0s\""),
+        ("gateway.sender", "reply_block_lifetime = \"500 years\""),
+        ("gateway.sender.outgoing", "retry = []"),
+        ("gateway.sender.outgoing", "connections = 0"),
+        ("node", "nickname = \"9lives\""),
+        ("node", "host = \"not a host\""),
+        ("node", "listen = \"nowhere\""),
+        ("node.keys", "lifetime = \"500000000000 years\""),
+        ("node.mixing", "interval = \"0s\""),
+        ("node.mixing", "rule = 7"),
+        ("node.mixing", "rule = \"stop-and-go\""),
+        ("node.mixing", "rate = 1.5"),
+        ("node.outgoing", "retry = [{ every = \"0s\", for = \"1 day\" }]"),
+        ("node.smtp.server", "timeout = \"0s\""),
+        ("node.smtp.mail", "return_address = \"nobody\""),
+        ("node.fragments", "keep = \"0s\""),
+        ("directory", "url = \"directory.example\""),
+        ("directory", "approved = [\"all\"]"),
+        ("directory", "not_recommended = [\"9lives\"]"),
+    ] {
+        let said = complaint(&format!("[{section}]\n{setting}\n"));
+        let key = format!("{section}.{}", setting.split(' ').next().unwrap());
+        assert!(said.contains("bad.toml:2: ") && said.contains(&key), "{section}, {setting}: {said}");
+    }
+    let identity = complaint("[[gateway.identities]]\nname = \"alice\"\npassword = 12345\n");
+    assert!(identity.contains("bad.toml:3: ") && identity.contains("password"), "{identity}");
+    assert!(!identity.contains("absent") && !identity.contains("12345"), "{identity}");
+    for incomplete in ["name = \"alice\"", "password = \"secret\"", "name = \"\"\npassword = \"secret\""] {
+        let said = complaint(&format!("[[gateway.identities]]\n{incomplete}\n"));
+        assert!(said.contains("bad.toml:") && said.contains("gateway.identities"), "{incomplete}: {said}");
+    }
 }

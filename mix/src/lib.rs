@@ -13,7 +13,9 @@ pub mod path;
 pub mod payload;
 pub mod secret;
 
-// Floor 1: stores, synchronous.
+// Floor 1: stores, synchronous; and what settings may say.
+#[cfg(feature = "node")]
+pub mod settings;
 pub mod store;
 
 // Floor 2: network and delivery.

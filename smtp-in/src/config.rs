@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use mix::net::loopback::LoopbackAddress;
-use serde::{Deserialize, Serialize};
+use mix::settings;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::InvalidConfig;
 use crate::policy::Policy;
@@ -16,20 +17,27 @@ pub struct SmtpConfig {
     /// other network in the clear.
     pub listen: LoopbackAddress,
     /// Octets of a mail as the client sends it, attachments included although they do not travel.
+    #[serde(deserialize_with = "mail_size")]
     pub max_size: u64,
     /// Recipients of one mail. Each is sent a message of its own.
+    #[serde(deserialize_with = "some")]
     pub max_recipients: u64,
     /// Reply blocks that go with each mail, so that its recipient can answer. Each adds about 3 KB of text, and a
     /// number other than the default tells this user's mails from those of others.
     pub reply_blocks: u8,
+    /// A text that shrinks to less than a twentieth is handed over compressed by the exits, which few can read: it is refused.
+    /// Up to so many octets it is sent all the same, where all exits are known to inflate as much (`node.smtp.inflate_max`
+    /// of their operators).
+    pub inflate_max: usize,
     /// How long a client may be silent. RFC 5321 4.5.3.2 asks for five minutes.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "mix::settings::time")]
     pub idle_timeout: Duration,
     /// How long a client may stay connected.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "mix::settings::time")]
     pub session_timeout: Duration,
     /// Clients served at the same time; further ones are told to come again. Each may occupy several times `max_size`
     /// octets of memory.
+    #[serde(deserialize_with = "some")]
     pub max_connections: u64,
 }
 
@@ -40,6 +48,7 @@ impl Default for SmtpConfig {
             max_size: 20_000_000,
             max_recipients: 50,
             reply_blocks: 1,
+            inflate_max: 0,
             idle_timeout: Duration::from_secs(5 * 60),
             session_timeout: Duration::from_secs(60 * 60),
             max_connections: 16,
@@ -56,6 +65,17 @@ const LEAST_MAX_SIZE: u64 = 1000;
 /// What mail-parser can address is 4 GiB; a mail is held in memory several times over.
 const MOST_MAX_SIZE: u64 = 500_000_000;
 
+/// What can be held in memory at a time, of recipients as of clients.
+const MOST: u64 = 10_000;
+
+fn mail_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    settings::between(deserializer, LEAST_MAX_SIZE, MOST_MAX_SIZE)
+}
+
+fn some<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    settings::between(deserializer, 1, MOST)
+}
+
 impl SmtpConfig {
     /// The limits, checked.
     ///
@@ -64,12 +84,13 @@ impl SmtpConfig {
     pub fn policy(&self) -> Result<Policy, InvalidConfig> {
         Ok(Policy {
             max_size: within("max_size", self.max_size, LEAST_MAX_SIZE, MOST_MAX_SIZE)?,
-            max_recipients: within("max_recipients", self.max_recipients, 1, 10_000)?,
+            max_recipients: within("max_recipients", self.max_recipients, 1, MOST)?,
             reply_blocks: self.reply_blocks,
+            inflate_max: self.inflate_max,
             idle_timeout: at_least_a_second("idle_timeout", self.idle_timeout)?,
             session_timeout: at_least_a_second("session_timeout", self.session_timeout)?,
             login_timeout: LOGIN_TIMEOUT,
-            max_connections: within("max_connections", self.max_connections, 1, 10_000)?,
+            max_connections: within("max_connections", self.max_connections, 1, MOST)?,
         })
     }
 }

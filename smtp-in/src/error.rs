@@ -57,6 +57,9 @@ pub enum Refused {
     /// What is left of it has headers that cannot travel.
     #[error(transparent)]
     Header(#[from] InvalidHeader),
+    /// Exits would hand it over compressed, in armour, since nobody can tell it from a mail bomb (E2E-spec 2.3.2).
+    #[error("the text repeats itself so much that its recipient would get it compressed and could not read it")]
+    Overcompressed,
     /// It could not be made durable.
     #[error("storing the mail")]
     Store(#[source] StoreError),
@@ -74,7 +77,7 @@ impl Refused {
         match self {
             Self::Letter(why) => why.into(),
             Self::Exit(why) => why.into(),
-            Self::Header(why) => Reply::new(554, "5.6.0", why.to_string()),
+            Self::Header(_) | Self::Overcompressed => Reply::new(554, "5.6.0", self.to_string()),
             Self::Store(StoreError::Full) => Reply::new(452, "4.3.1", "no space left for mail, try again later"),
             Self::Store(_) | Self::StoreCrashed => {
                 Reply::new(451, "4.3.0", "the mail could not be stored, try again later")

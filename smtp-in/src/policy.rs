@@ -18,6 +18,8 @@ pub struct Policy {
     pub max_recipients: usize,
     /// Reply blocks that go with each mail.
     pub reply_blocks: u8,
+    /// Octets of a text that shrinks to less than a twentieth, beyond which it is refused: exits would hand it over compressed.
+    pub inflate_max: usize,
     /// How long a client may be silent, or leave a reply unread.
     pub idle_timeout: Duration,
     /// How long a client may stay at all: one that sends an octet a minute is never silent.

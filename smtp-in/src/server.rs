@@ -216,8 +216,8 @@ impl Client {
     /// Returns when the mail is durable, or refused. Not cut short by `stop`: the client shall hear what became of it.
     async fn take(&self, submission: Submission) -> Result<(), Refused> {
         let House { exits, outbox, .. } = self.house.clone();
-        let reply_blocks = self.policy.reply_blocks;
-        let read = move || intake::mails(submission, exits.as_ref(), reply_blocks, SystemTime::now());
+        let policy = self.policy;
+        let read = move || intake::mails(submission, exits.as_ref(), &policy, SystemTime::now());
         let result = match spawn_blocking(read).await.unwrap_or(Err(Refused::Crashed)) {
             Ok(mails) => {
                 let kept = spawn_blocking(move || outbox.keep(mails).map_err(Refused::Store)).await;

@@ -1,5 +1,6 @@
 //! What of a mail travels, and what is refused by which name.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -347,9 +348,22 @@ fn mails_within_mails_do_not_choose_the_depth_of_the_stack() {
 #[test]
 fn mails_of_the_cpython_corpus_are_letters_or_named_refusals() {
     let find = "import test.test_email, os; print(os.path.join(os.path.dirname(test.test_email.__file__), 'data'))";
-    let found = Command::new("python3").args(["-c", find]).output().expect("python3 runs: it brings the mails");
-    assert!(found.status.success(), "python3 is here without its own tests (Debian: libpython3-testsuite)");
-    let folder = PathBuf::from(String::from_utf8(found.stdout).expect("a path").trim());
+    // The first Python on the path need not be the one with the tests.
+    let found = ["python3", "/usr/bin/python3"].into_iter().find_map(|python| {
+        let found = Command::new(python).args(["-c", find]).output().ok()?;
+        found.status.success().then_some(found.stdout)
+    });
+    let Some(found) = found else {
+        let complete = std::env::var_os("MIXGATE_TESTS_COMPLETE").is_some();
+        assert!(!complete, "missing: the tests of Python 3 (Debian: libpython3.x-testsuite)");
+        // Past the test runner, which swallows what a test that passes prints.
+        let _ = writeln!(
+            std::io::stderr().lock(),
+            "NOT TESTED, since they are missing here: the mails of Python's own tests"
+        );
+        return;
+    };
+    let folder = PathBuf::from(String::from_utf8(found).expect("a path").trim());
     let mut counts = std::collections::BTreeMap::<String, Vec<String>>::new();
     for entry in folder.read_dir().expect("the folder of the corpus") {
         let path = entry.expect("an entry").path();

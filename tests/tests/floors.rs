@@ -20,6 +20,7 @@ const MODULES: &[(&str, u8, &[&str])] = &[
     ("directory", 0, &["packet", "crypto", "secret"]),
     ("path", 0, &["directory", "packet", "crypto", "secret"]),
     ("mmtp", 0, &["packet", "crypto", "secret"]),
+    ("settings", 1, &[]),
     ("store", 1, &[]),
     ("net", 2, &[]),
     ("deliver", 2, &[]),

@@ -379,6 +379,8 @@ fn gateway_config(home: &Path, state: &State, options: &Options) -> anyhow::Resu
         ..GatewayConfig::default()
     };
     config.smtp.listen = LoopbackAddress::ipv4(options.smtp);
+    // As the exits of this network do.
+    config.smtp.inflate_max = usize::try_from(MAX_SIZE).expect("ten million");
     config.pop.listen = LoopbackAddress::ipv4(options.pop3);
     // Nobody floods anybody here.
     config.pop.inflate_max = usize::try_from(MAX_SIZE).expect("ten million");

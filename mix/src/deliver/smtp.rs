@@ -27,7 +27,7 @@ pub struct SmtpExitConfig {
     /// Whether to speak TLS with it.
     pub tls: SmtpTls,
     /// How long one delivery may take. RFC 5321 4.5.3.2 grants a slow server minutes for each answer.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub timeout: Duration,
     /// The name to greet it with; without one, the domain of the return address. Never the machine's own name.
     pub hello: Option<String>,

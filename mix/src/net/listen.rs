@@ -56,14 +56,14 @@ pub struct ListenConfig {
     pub max_connections_per_address: usize,
     /// From accepting a connection to the end of the TLS handshake, and again to the end of the version exchange. 30
     /// seconds by default.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub handshake_timeout: Duration,
     /// Without any octet in or out. 5 minutes by default, as in the reference.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub idle_timeout: Duration,
     /// A connection takes no new packets after this time; what is under way is still answered. 15 minutes by default:
     /// the specification demands new keys then, the reference never had a way to agree on them, and TLS 1.3 has none.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub max_lifetime: Duration,
     /// A connection takes no more packets than this, padding included; then it ends as with its lifetime, and its peer
     /// has to wait for a seat like everybody. 16,384 by default: half a gigabyte, far more than mixes hand over at once.
@@ -74,7 +74,7 @@ pub struct ListenConfig {
     pub max_unsent: u32,
     /// How long connections may take, once the listener is stopped, to answer what they have taken. 10 seconds by
     /// default.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub stop_timeout: Duration,
 }
 

@@ -9,7 +9,7 @@ pub mod fetch;
 pub mod listen;
 pub mod loopback;
 pub mod resolve;
-mod seats;
+pub(crate) mod seats;
 pub mod sockets;
 pub mod tls;
 mod writing;

@@ -16,7 +16,7 @@ const LEAVING: usize = 4;
 
 /// All seats of a listener. Clones are the same seats.
 #[derive(Clone, Default)]
-pub(super) struct Seats(Arc<Mutex<Taken>>);
+pub(crate) struct Seats(Arc<Mutex<Taken>>);
 
 #[derive(Default)]
 struct Taken {
@@ -36,7 +36,7 @@ struct Held {
 }
 
 /// The right to one connection; given back when dropped.
-pub(super) struct Seat {
+pub(crate) struct Seat {
     seats: Seats,
     host: IpAddr,
     number: u64,
@@ -45,16 +45,16 @@ pub(super) struct Seat {
 
 /// How many there are.
 #[derive(Clone, Copy)]
-pub(super) struct Limits {
+pub(crate) struct Limits {
     /// In all.
-    pub(super) all: usize,
+    pub(crate) all: usize,
     /// For one host.
-    pub(super) per_host: usize,
+    pub(crate) per_host: usize,
 }
 
 impl Seats {
     /// A seat for a connection from `address`, when there is one. Its connection must end when `stop` is cancelled.
-    pub(super) fn take(&self, address: IpAddr, limits: Limits, stop: &CancellationToken) -> Option<Seat> {
+    pub(crate) fn take(&self, address: IpAddr, limits: Limits, stop: &CancellationToken) -> Option<Seat> {
         let host = one_host(address);
         let mut taken = self.taken();
         let own = taken.by_host.get(&host).map_or(0, VecDeque::len);
@@ -92,7 +92,7 @@ impl Taken {
 
 impl Seat {
     /// Cancelled when the connection must end.
-    pub(super) fn end(&self) -> &CancellationToken {
+    pub(crate) fn end(&self) -> &CancellationToken {
         &self.end
     }
 }

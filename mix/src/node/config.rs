@@ -26,6 +26,7 @@ pub struct NodeConfig {
     /// Whether this process is a mix.
     pub enabled: bool,
     /// What people call it: a letter, then letters, digits and hyphens, 24 at most.
+    #[serde(deserialize_with = "crate::settings::nickname")]
     pub nickname: String,
     /// How its operator is reached; published in the descriptor.
     pub contact: String,
@@ -34,6 +35,7 @@ pub struct NodeConfig {
     /// Where it listens for other mixes: one address and port, or a list of them.
     pub listen: ListenAddresses,
     /// The host name or IPv4 address that other mixes connect to; published in the descriptor.
+    #[serde(deserialize_with = "crate::settings::host")]
     pub host: String,
     /// The port that other mixes connect to, where it is not the first one of `listen` (a forwarded port). 0: the same.
     pub port: u16,
@@ -114,13 +116,14 @@ pub enum MixRule {
 #[serde(deny_unknown_fields, default)]
 pub struct MixingConfig {
     /// How long packets gather before some leave together.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub interval: Duration,
     /// Which of them leave.
     pub rule: MixRule,
     /// How many always stay (Cottrell and binomial).
     pub minimum: usize,
     /// The largest part of the pool that leaves at once (Cottrell and binomial), between 0 and 1.
+    #[serde(deserialize_with = "crate::settings::rate")]
     pub rate: f64,
 }
 
@@ -163,16 +166,16 @@ pub struct OutgoingConfig {
     /// Whom to connect to. The port of a rule is the port that is connected to.
     pub access: Access,
     /// How long the host name may take to be looked up, and its addresses, all together, to answer.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub connect_timeout: Duration,
     /// How long the TLS handshake may take.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub handshake_timeout: Duration,
     /// How long nothing may come or go while packets wait for their answer.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub progress_timeout: Duration,
     /// How long the addresses of a host are remembered.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub address_lifetime: Duration,
     /// Host names looked up at a time. Each holds a thread.
     pub lookups: usize,
@@ -284,7 +287,7 @@ pub struct FragmentsConfig {
     /// The largest message, in octets as it travels: compressed. Rounded up to the fragments that it is cut into.
     pub max_size: u64,
     /// How long an incomplete message is kept.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub keep: Duration,
     /// Octets of fragments kept at a time. Beyond it new fragments are dropped: whoever floods the exit shall not
     /// fill the disk.
@@ -316,15 +319,17 @@ impl FragmentsConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkConfig {
     /// Where the directory is: the URL of the server's base. Empty: none is asked.
+    #[serde(deserialize_with = "crate::settings::base_url")]
     pub directory: String,
     /// Who must have signed it: the directory server's key id, 40 hexadecimal digits.
+    #[serde(deserialize_with = "crate::settings::fingerprint")]
     pub directory_key: String,
     /// How often it is fetched, on a schedule of its own and not when a mail is sent: a fetch just before each mail
     /// would announce it.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub refresh: Duration,
     /// How soon a failed fetch is tried again.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub retry: Duration,
 }
 
@@ -345,15 +350,17 @@ impl Default for NetworkConfig {
 pub struct SenderConfig {
     /// The mixes that a mail passes, as a path specification. All gateways should use the default: an unusual path
     /// tells one user from another.
+    #[serde(deserialize_with = "crate::settings::forward_path")]
     pub path: String,
     /// The mixes that an answer passes, from the swap point of the correspondent's packet on.
+    #[serde(deserialize_with = "crate::settings::surb_path")]
     pub reply_path: String,
     /// How long reply blocks are good for.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub reply_block_lifetime: Duration,
     /// How long the user's packets gather before they leave in random order. Where this process is also a mix they
     /// enter the mix's pool and leave with the packets of others.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub interval: Duration,
     /// How packets reach their first mix where this process is not a mix itself.
     pub outgoing: OutgoingConfig,
@@ -381,7 +388,7 @@ pub struct DummiesConfig {
     #[serde(deserialize_with = "few_dummies")]
     pub drop_mean: f64,
     /// How often a mix that gets no packets gets padding instead, on average. Zero: never.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time_or_never")]
     pub junk_period: Duration,
 }
 
@@ -422,13 +429,13 @@ impl Default for DummiesConfig {
 pub struct KeysConfig {
     /// How long a packet key is named by descriptors; whole days, rounded up. The next key begins in the middle of this
     /// time, so that there is always one that lasts for half of it: reply blocks need mixes whose key ends after them.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub lifetime: Duration,
     /// How long a key opens packets after that: what was built before it expired may arrive after.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub overlap: Duration,
     /// How long before it begins a key is made and published.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub ahead: Duration,
     /// Bits of the identity key, when one is made.
     pub identity_bits: u32,
@@ -450,7 +457,7 @@ pub struct StatsConfig {
     /// Whether they are kept.
     pub enabled: bool,
     /// What one report is about.
-    #[serde(with = "humantime_serde")]
+    #[serde(with = "crate::settings::time")]
     pub interval: Duration,
     /// Where reports are appended. `None`: `statistics` in the home of the node.
     pub file: Option<PathBuf>,

@@ -55,13 +55,16 @@ pub struct DirectoryConfig {
     /// Where it listens for HTTP.
     pub listen: SocketAddr,
     /// The address that others know it by, with a slash at the end; published in the directory.
+    #[serde(deserialize_with = "crate::settings::base_url")]
     pub url: String,
     /// Whether mixes that nobody approved are listed at once. Good for a test network only: whoever runs many mixes can
     /// fill the paths of others with them.
     pub accept_unknown: bool,
     /// Fingerprints of identity keys that are listed without asking. Others wait in the folder `pending`.
+    #[serde(deserialize_with = "crate::settings::fingerprints")]
     pub approved: Vec<String>,
     /// Nicknames of mixes that are listed but not recommended to clients.
+    #[serde(deserialize_with = "crate::settings::nicknames")]
     pub not_recommended: Vec<String>,
     /// The most mixes that are listed.
     pub max_mixes: usize,

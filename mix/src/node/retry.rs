@@ -6,24 +6,20 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
+
+use crate::settings;
 
 /// One step of a schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RetryStep {
     /// Time between two attempts.
-    #[serde(serialize_with = "humantime_serde::serialize", deserialize_with = "some_time")]
+    #[serde(with = "settings::time")]
     pub every: Duration,
     /// How long this rhythm lasts.
-    #[serde(with = "humantime_serde", rename = "for")]
+    #[serde(with = "settings::time", rename = "for")]
     pub during: Duration,
-}
-
-/// Without a pause between them, tries would never end.
-fn some_time<'de, D: Deserializer<'de>>(value: D) -> Result<Duration, D::Error> {
-    let every: Duration = humantime_serde::deserialize(value)?;
-    if every.is_zero() { Err(serde::de::Error::custom("must be longer than nothing")) } else { Ok(every) }
 }
 
 impl RetryStep {
@@ -39,7 +35,7 @@ impl RetryStep {
 /// Steps, one after the other, counted from the first failure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct RetrySchedule(Vec<RetryStep>);
+pub struct RetrySchedule(#[serde(deserialize_with = "settings::one_or_more")] Vec<RetryStep>);
 
 impl RetrySchedule {
     /// A schedule of these steps.
@@ -135,7 +131,8 @@ mod tests {
             let fields = [("every", every), ("for", "1 hour")].into_iter();
             RetryStep::deserialize(serde::de::value::MapDeserializer::<_, serde::de::value::Error>::new(fields))
         };
-        assert_eq!(read("0 minutes").unwrap_err().to_string(), "must be longer than nothing");
+        let refused = read("0 minutes").unwrap_err().to_string();
+        assert!(refused.starts_with("expected a time longer than nothing"), "{refused}");
         assert_eq!(read("5 minutes").unwrap(), RetryStep { every: minutes(5), during: minutes(60) });
     }
 }

@@ -1,32 +1,39 @@
-//! A listener for HTTP that strangers cannot exhaust: so many connections at a time, each so long.
+//! A listener for HTTP that strangers cannot exhaust: so many connections at a time, some of them from one host, each so
+//! long. Whoever comes when all are taken gets one from whoever has the most.
 
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Sleep, sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Connections at a time. Others wait in the system's queue.
-const MAX_CONNECTIONS: usize = 256;
+use crate::net::seats::{Limits, Seat, Seats};
+
+/// Connections at a time, in all and from one host. Others are closed at once: who waits in a queue would wait for whoever
+/// says nothing.
+const LIMITS: Limits = Limits { all: 256, per_host: 64 };
 /// How long a connection lasts, whatever it does. Enough for a directory of 8 MB over a slow line.
 const MAX_CONNECTION_TIME: Duration = Duration::from_secs(300);
+/// How long a client may take to begin its request.
+const MAX_SILENCE: Duration = Duration::from_secs(30);
 
 /// Hands out connections that end.
 pub(super) struct Guard {
     listener: TcpListener,
-    places: Arc<Semaphore>,
+    seats: Seats,
+    /// Never cancelled itself: the seats are given back, or taken away one by one.
+    stop: CancellationToken,
 }
 
 impl Guard {
     pub(super) fn new(listener: TcpListener) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }
+        Self { listener, seats: Seats::default(), stop: CancellationToken::new() }
     }
 }
 
@@ -35,10 +42,13 @@ impl Listener for Guard {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Guarded, SocketAddr) {
-        let place = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
-        // The trait of axum waits a second and tries again when the system has no more file handles.
-        let (stream, address) = Listener::accept(&mut self.listener).await;
-        (Guarded { stream, end: Box::pin(sleep(MAX_CONNECTION_TIME)), _place: place }, address)
+        loop {
+            // The trait of axum waits a second and tries again when the system has no more file handles.
+            let (stream, address) = Listener::accept(&mut self.listener).await;
+            if let Some(seat) = self.seats.take(address.ip(), LIMITS, &self.stop) {
+                return (Guarded::new(stream, seat), address);
+            }
+        }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -46,19 +56,33 @@ impl Listener for Guard {
     }
 }
 
-/// A connection that takes one place and ends in time.
+/// A connection that takes one seat and ends in time.
 pub(super) struct Guarded {
     stream: TcpStream,
+    /// The end of its time.
     end: Pin<Box<Sleep>>,
-    _place: OwnedSemaphorePermit,
+    /// The end of its time to begin; `None` once it has.
+    silence: Option<Pin<Box<Sleep>>>,
+    /// Its seat is somebody else's.
+    lost: Pin<Box<WaitForCancellationFutureOwned>>,
+    _seat: Seat,
 }
 
 impl Guarded {
-    fn check_time(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        match self.end.as_mut().poll(context) {
-            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
-            Poll::Pending => Ok(()),
+    fn new(stream: TcpStream, seat: Seat) -> Self {
+        Self {
+            stream,
+            end: Box::pin(sleep(MAX_CONNECTION_TIME)),
+            silence: Some(Box::pin(sleep(MAX_SILENCE))),
+            lost: Box::pin(seat.end().clone().cancelled_owned()),
+            _seat: seat,
         }
+    }
+
+    fn check_time(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let silent = self.silence.as_mut().is_some_and(|silence| silence.as_mut().poll(context).is_ready());
+        let over = self.end.as_mut().poll(context).is_ready() || self.lost.as_mut().poll(context).is_ready();
+        if silent || over { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
     }
 }
 
@@ -69,7 +93,11 @@ impl AsyncRead for Guarded {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check_time(context)?;
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if !buffer.filled().is_empty() {
+            self.silence = None;
+        }
+        read
     }
 }
 

@@ -309,6 +309,23 @@ async fn a_connection_that_only_waits_is_closed() {
 }
 
 #[tokio::test]
+async fn host_that_takes_all_it_can_keeps_nobody_else_out() {
+    let home = tempfile::tempdir().unwrap();
+    let stage = Stage::start(home.path(), |_| ()).await;
+    // Four hosts of this machine take all seats and say nothing.
+    let mut held = Vec::new();
+    for host in 2..=5 {
+        for _ in 0..70 {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(SocketAddr::from(([127, 0, 0, host], 0))).unwrap();
+            held.push(socket.connect(stage.running.address()).await.unwrap());
+        }
+    }
+    assert!(stage.names().await.is_empty(), "the honest host is served");
+    stage.stop().await;
+}
+
+#[tokio::test]
 async fn words_of_a_panic_are_not_reported() {
     let task = tokio::spawn(async { panic!("what a client sent") });
     let running = Running { address: ([127, 0, 0, 1], 1).into(), key_id: KEYS[0].public_key().key_id(), task };
