@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use figment::error::{Error, Kind};
+use figment::error::{Actual, Error, Kind};
 use figment::providers::{Format, Serialized, Toml};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::Serialize;
@@ -236,7 +236,14 @@ fn blame(setting: Option<Setting>, file: Option<(&Path, &Places)>, error: &Error
 /// What figment said, in the operator's words.
 fn problem(error: &Error, value: Option<&Value>, defaults: &Dict) -> BadSetting {
     let key = error.path.join(".");
-    let found = value.map_or_else(|| "absent".to_owned(), |value| describe(&key, value));
+    let found = match (&error.kind, value) {
+        // A type that reads its list itself says which element it does not take.
+        (Kind::InvalidValue(Actual::Str(text), _), Some(Value::Array(..))) if !is_secret(&key) => {
+            format!("a list with the text {text:?}")
+        }
+        (_, Some(value)) => describe(&key, value),
+        (_, None) => "absent".to_owned(),
+    };
     let expected = match &error.kind {
         Kind::UnknownField(name, siblings) => {
             let (_, section) = error.path.split_last().unwrap_or((name, &[]));

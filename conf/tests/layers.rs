@@ -384,3 +384,35 @@ fn changes_are_taken_where_they_may_be_and_named_where_not() {
     let none = changes(&old, &old, |_| true).unwrap();
     assert!(none.changed.is_empty() && none.kept.is_empty());
 }
+
+/// A list that its type reads by itself.
+#[derive(Debug, Default, Serialize)]
+struct Words(Vec<String>);
+
+impl<'de> Deserialize<'de> for Words {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        use serde::de::{Error as _, Unexpected};
+        let words = Vec::<String>::deserialize(deserializer)?;
+        match words.iter().find(|word| word.contains(' ')) {
+            Some(word) => Err(D::Error::invalid_value(Unexpected::Str(word), &"single words")),
+            None => Ok(Self(words)),
+        }
+    }
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Speech {
+    words: Words,
+}
+
+#[test]
+fn element_that_a_list_does_not_take_is_shown() {
+    let given = Given::new("words = [\"one\", \"two three\"]\n");
+    let error = load::<Speech>(Some(&given.path()), std::iter::empty(), &[], &[]).unwrap_err();
+    assert!(
+        matches!(&error, ConfError::WrongValue { line: 1, found, expected, .. }
+            if found == "a list with the text \"two three\"" && expected == "expected single words"),
+        "{error:?}"
+    );
+}
