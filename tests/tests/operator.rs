@@ -91,7 +91,7 @@ fn node_is_started_asked_and_stopped() {
     let mut program = node.start();
     let status: Value = serde_json::from_str(&node.done(&["node", "status", "--json"])).unwrap();
     assert_eq!(status["nickname"], "Alpha");
-    assert_eq!(status["listen"], node.address.to_string());
+    assert_eq!(status["listen"][0], node.address.to_string());
     assert_eq!(status["published"], format!("mix.example:{}", node.address.port()));
     assert_eq!(status["fingerprint"].as_str().unwrap().len(), 40);
     assert_eq!(status["publication"], "nowhere");
@@ -280,7 +280,11 @@ fn check_names_what_must_be_mended_and_what_is_unwise() {
     }
     node.write(&sound.replace("20 minutes", "0s"));
     let place = format!("{}:9: ", file.display());
-    node.fails(&["node", "check"], 78, &[&place, "node.mixing.interval must be longer than nothing"]);
+    node.fails(&["node", "check"], 78, &[&place, "node.mixing.interval", "longer than nothing"]);
+    // What the file itself does not show is named by its place too.
+    node.write(&sound.replace("\"Alpha\"\nhome", "\"7 of 9\"\nhome"));
+    let place = format!("{}:4: ", file.display());
+    node.fails(&["node", "check"], 78, &[&place, "node.nickname"]);
     assert!(!node.home().exists(), "nothing was made");
 }
 
