@@ -105,20 +105,17 @@ impl<'de> Visitor<'de> for OneOrSeveral {
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<ListenAddresses, E> {
-        text.parse().map_err(|_| unexpected(text))
+        text.parse().map_err(|_| E::invalid_value(Unexpected::Str(text), &self))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<ListenAddresses, A::Error> {
         let mut addresses = Vec::new();
         while let Some(text) = list.next_element::<String>()? {
-            addresses.push(text.parse().map_err(|_| unexpected(&text))?);
+            // By name: that the whole is a list is all that would be said otherwise.
+            addresses.push(text.parse().map_err(|_| A::Error::custom(format!("`{text}` is not an address and port")))?);
         }
         ListenAddresses::try_from(addresses).map_err(Error::custom)
     }
-}
-
-fn unexpected<E: Error>(text: &str) -> E {
-    E::invalid_value(Unexpected::Str(text), &OneOrSeveral)
 }
 
 /// Rules for connections, as an operator writes them. Without any, everybody is allowed.
@@ -193,7 +190,7 @@ mod tests {
             (json!(sixteen_and_one), "no more than 16"),
             (json!(["[::]:7", "[::]:7"]), "[::]:7 is there twice"),
             (json!("somewhere"), "an address and port"),
-            (json!(["127.0.0.1"]), "an address and port"),
+            (json!(["127.0.0.1"]), "`127.0.0.1` is not an address and port"),
             (json!(7), "an address and port"),
         ] {
             let refused = listen(value.clone()).unwrap_err();
