@@ -38,9 +38,6 @@ pub(crate) fn mails(
     if len as u64 > limit {
         return Err(for_text(limit).into());
     }
-    if message.len() > policy.inflate_max && message.len() > expansion_limit(compressed_len(&message)) {
-        return Err(Refused::Overcompressed);
-    }
     let mut mails = Vec::with_capacity(recipients.len());
     for address in recipients {
         exits.accepts(&identity, &address, len).map_err(|why| match why {
@@ -56,6 +53,9 @@ pub(crate) fn mails(
             reply_blocks,
             accepted: now,
         });
+    }
+    if message.len() > policy.inflate_max && message.len() > expansion_limit(compressed_len(&message)) {
+        return Err(Refused::Overcompressed);
     }
     Ok(mails)
 }
