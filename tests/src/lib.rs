@@ -1,6 +1,6 @@
 //! The harness of the stories in `tests/tests`: starts the program as its users do, and talks to it as their programs do.
 //!
-//! Nothing here knows the inside of the house: [`program`] runs the binary, [`demo`] reads the file of `--ready`,
+//! Nothing here knows the inside of the house: [`program`] runs the binary, [`roles`] writes its files, [`demo`] reads the file of `--ready`,
 //! [`smtp`] and [`pop3`] are sockets with lines on them, [`sink`] is a mail server of our own, and [`letter`] reads mails
 //! with Python's `email`, which shares no line with the programs under test.
 //!
@@ -14,6 +14,7 @@ pub mod letter;
 pub mod mails;
 pub mod pop3;
 pub mod program;
+pub mod roles;
 pub mod sink;
 pub mod smtp;
 

@@ -12,36 +12,18 @@ use mixgate_tests::letter::letter;
 use mixgate_tests::mails::plain;
 use mixgate_tests::pop3::Pop3;
 use mixgate_tests::program::{Program, command, free_ports};
+use mixgate_tests::roles::{directory, directory_key, gateway, login, network, node, run};
 use mixgate_tests::sink::Sink;
-use mixgate_tests::smtp::Smtp;
 use mixgate_tests::{PATIENCE, until};
 
 /// What no line of any process may have in it.
 const SECRETS: [&str; 5] = ["kanárek", "bob@example.org", "me@example.net", "open sesame", "Žofie"];
-
-/// Starts `mixgate run` with this file.
-fn run(folder: &Path, name: &str, config: &str) -> Program {
-    let file = folder.join(format!("{name}.toml"));
-    fs::write(&file, config).unwrap();
-    let mut command = command();
-    command.current_dir(folder).args(["run", "--config"]).arg(&file);
-    Program::start(command)
-}
 
 /// Runs it to its end, and returns its exit code and its last words.
 fn refused(folder: &Path, config: &str) -> (i32, String) {
     let mut program = run(folder, "refused", config);
     let status = program.wait(PATIENCE);
     (status.code().unwrap(), program.stderr())
-}
-
-/// The key that a directory server says it has.
-fn directory_key(directory: &mut Program) -> String {
-    directory.until("the directory's key in its log", |directory| {
-        let log = directory.stderr();
-        let (_, rest) = log.split_once("key=")?;
-        rest.get(..40).map(str::to_owned)
-    })
 }
 
 /// The directory that is served, as a client gets it.
@@ -57,60 +39,6 @@ fn get(address: SocketAddr, path: &str) -> Option<Vec<u8>> {
 /// What the node whose home is `Alpha` says of itself.
 fn descriptor(node: &mut Program, folder: &Path) -> String {
     node.until("the descriptor", |_| fs::read_to_string(folder.join("Alpha/descriptor")).ok())
-}
-
-/// A session of alice.
-fn login(smtp: SocketAddr) -> Option<Smtp> {
-    let mut client = Smtp::connect(smtp).ok()?;
-    assert_eq!(client.command("EHLO client.example").code, 250);
-    assert_eq!(client.login("alice", "open sesame").code, 235);
-    Some(client)
-}
-
-fn network(directory: SocketAddr, key: &str) -> String {
-    format!(
-        "[log]\nlevel = \"debug\"\n[network]\ndirectory = \"http://{directory}/\"\ndirectory_key = \"{key}\"\nrefresh = \"1s\"\nretry = \"1s\"\n"
-    )
-}
-
-fn directory(address: SocketAddr) -> String {
-    format!(
-        "[directory]\nenabled = true\nhome = \"directory\"\nlisten = \"{address}\"\nurl = \"http://{address}/\"\n\
-         accept_unknown = true\n"
-    )
-}
-
-fn node(nickname: &str, address: SocketAddr, exit_to: Option<SocketAddr>) -> String {
-    let schedule = "[{ every = \"1s\", for = \"1h\" }]";
-    let mut config = format!(
-        "[node]\nenabled = true\nnickname = \"{nickname}\"\nhome = \"{nickname}\"\nlisten = \"{address}\"\n\
-         host = \"127.0.0.1\"\n\
-         [node.mixing]\ninterval = \"500ms\"\nminimum = 0\n\
-         [node.dummies]\ndrop_mean = 1.0\njunk_period = \"2s\"\n\
-         [node.outgoing]\nretry = {schedule}\n\
-         [node.fragments]\nenabled = true\n"
-    );
-    if let Some(server) = exit_to {
-        config += &format!(
-            "[node.smtp]\nenabled = true\nretry = {schedule}\n\
-             [node.smtp.server]\nhost = \"{}\"\nport = {}\n\
-             [node.smtp.mail]\nreturn_address = \"nobody@exit.example\"\n",
-            server.ip(),
-            server.port()
-        );
-    }
-    config
-}
-
-fn gateway(smtp: SocketAddr, pop3: SocketAddr, path: &str) -> String {
-    format!(
-        "[gateway]\nenabled = true\nhome = \"gateway\"\n\
-         [[gateway.identities]]\nname = \"alice\"\npassword = \"open sesame\"\n\
-         [gateway.smtp]\nlisten = \"{smtp}\"\n\
-         [gateway.pop]\nlisten = \"{pop3}\"\n\
-         [gateway.sender]\npath = \"{path}\"\ninterval = \"500ms\"\n\
-         [gateway.sender.outgoing]\nretry = [{{ every = \"1s\", for = \"1h\" }}]\n"
-    )
 }
 
 #[test]

@@ -7,6 +7,8 @@ pub mod clock;
 pub mod config;
 mod control;
 pub mod counters;
+#[cfg(test)]
+mod deaths;
 pub mod describe;
 pub mod directory;
 mod dummies;

@@ -520,7 +520,7 @@ fn write_until_closed(writer: Connection, queue: &Receiver<Job>, lock: File) {
 /// Runs `first` and the steps that wait behind it in one transaction, then tells their callers. Gives back the job that
 /// ended the group without being a step.
 fn write_group(writer: &Connection, first: Step, queue: &Receiver<Job>) -> Option<Job> {
-    if let Err(refused) = run(writer, "BEGIN IMMEDIATE") {
+    if let Err(refused) = begin(writer) {
         tell(vec![first(Err(refused)).1], None);
         return None;
     }
@@ -574,13 +574,31 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message").to_owned()
 }
 
+fn begin(writer: &Connection) -> Result<(), StoreError> {
+    #[cfg(test)]
+    if death::is_dead(writer) {
+        return Err(StoreError::Closed);
+    }
+    run(writer, "BEGIN IMMEDIATE")
+}
+
 fn commit(writer: &Connection) -> Result<(), StoreError> {
+    #[cfg(test)]
+    if death::strikes(writer, death::Moment::BeforeCommit) {
+        run(writer, "ROLLBACK")?;
+        return Err(StoreError::Closed);
+    }
     run(writer, "COMMIT").inspect_err(|_| {
         if !writer.is_autocommit() {
             // If this fails too, the next BEGIN says so.
             let _ = run(writer, "ROLLBACK");
         }
-    })
+    })?;
+    #[cfg(test)]
+    if death::strikes(writer, death::Moment::AfterCommit) {
+        return Err(StoreError::Closed);
+    }
+    Ok(())
 }
 
 fn checkpoint(writer: &Connection) -> Result<(), StoreError> {
@@ -692,5 +710,7 @@ fn install(writer: &mut Connection, schemas: &[Schema]) -> Result<(), StoreError
     Ok(())
 }
 
+#[cfg(test)]
+pub(crate) mod death;
 #[cfg(test)]
 mod tests;
