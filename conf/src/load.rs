@@ -238,7 +238,7 @@ fn problem(error: &Error, value: Option<&Value>, defaults: &Dict) -> BadSetting 
     let key = error.path.join(".");
     let found = match (&error.kind, value) {
         // A type that reads its list itself says which element it does not take.
-        (Kind::InvalidValue(Actual::Str(text), _), Some(Value::Array(..))) if !is_secret(&key) => {
+        (Kind::InvalidValue(Actual::Str(text), _), Some(Value::Array(..))) if !may_hold_secrets(&key) => {
             format!("a list with the text {text:?}")
         }
         (_, Some(value)) => describe(&key, value),
@@ -291,9 +291,15 @@ pub(crate) fn is_secret(key: &str) -> bool {
     ["password", "passphrase", "secret"].iter().any(|word| name.contains(word))
 }
 
+/// As [`is_secret`], and where somebody may have written accounts with their passwords into one text.
+fn may_hold_secrets(key: &str) -> bool {
+    let name = key.rsplit('.').find(|part| part.parse::<usize>().is_err()).unwrap_or(key);
+    is_secret(key) || name == "identities"
+}
+
 /// A value as an error shows it. What may be a secret is not shown.
 fn describe(key: &str, value: &Value) -> String {
-    let secret = is_secret(key);
+    let secret = may_hold_secrets(key);
     match value {
         Value::Dict(..) => "a table".into(),
         Value::Array(..) => "a list".into(),

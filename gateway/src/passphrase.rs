@@ -70,9 +70,19 @@ pub enum NoPassphrase {
     /// Two different answers.
     #[error("the two passphrases differ")]
     Differ,
+    /// A passphrase for keys that stay in the clear.
+    #[error(
+        "a passphrase is given, but node.keys.sealed is false, and the keys would lie on the disk in the clear: set it to true"
+    )]
+    NotSealed,
 }
 
 impl PassphraseSource {
+    /// Whether the command line says where it is.
+    pub fn is_named(&self) -> bool {
+        self.passphrase_fd.is_some() || self.passphrase_file.is_some()
+    }
+
     /// The passphrase of keys that are there.
     ///
     /// # Errors

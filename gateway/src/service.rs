@@ -33,7 +33,7 @@ const REQUESTS: usize = 8;
 
 /// Keys, or sections, that can change while the process runs. All others need a restart: they are bound to a port, a folder
 /// or a name that directories know.
-const CHANGEABLE: [&str; 16] = [
+const CHANGEABLE: [&str; 20] = [
     "log.level",
     IDENTITIES,
     "node.contact",
@@ -46,7 +46,12 @@ const CHANGEABLE: [&str; 16] = [
     "node.keys.ahead",
     "node.mixing",
     "node.outgoing.retry",
-    "node.smtp",
+    // Not whether it is enabled: what waits for a delivery that is switched off is dropped.
+    "node.smtp.max_size",
+    "node.smtp.inflate_max",
+    "node.smtp.retry",
+    "node.smtp.server",
+    "node.smtp.mail",
     "node.mbox.max_size",
     "node.fragments",
     "node.stats.interval",

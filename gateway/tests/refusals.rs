@@ -234,6 +234,10 @@ fn what_cannot_be_meant_is_refused_by_file_line_and_key() {
     let identity = complaint("[[gateway.identities]]\nname = \"alice\"\npassword = 12345\n");
     assert!(identity.contains("bad.toml:3: ") && identity.contains("password"), "{identity}");
     assert!(!identity.contains("absent") && !identity.contains("12345"), "{identity}");
+    for text in ["identities = \"alice:hunter2\"", "identities = [\"hunter2\"]"] {
+        let said = complaint(&format!("[gateway]\n{text}\n"));
+        assert!(said.contains("bad.toml:2: ") && !said.contains("hunter2"), "{said}");
+    }
     for incomplete in ["name = \"alice\"", "password = \"secret\"", "name = \"\"\npassword = \"secret\""] {
         let said = complaint(&format!("[[gateway.identities]]\n{incomplete}\n"));
         assert!(said.contains("bad.toml:") && said.contains("gateway.identities"), "{incomplete}: {said}");

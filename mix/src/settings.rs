@@ -170,6 +170,23 @@ pub fn between<'de, D: Deserializer<'de>>(deserializer: D, least: u64, most: u64
     checked(u64::deserialize(deserializer)?, |number| (least..=most).contains(number), &expected)
 }
 
+/// A number of things that take memory or a thread each: from 1 to 10,000.
+///
+/// # Errors
+/// Any other.
+pub fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let count = between(deserializer, 1, 10_000)?;
+    usize::try_from(count).map_err(de::Error::custom)
+}
+
+/// A number above zero.
+///
+/// # Errors
+/// Zero.
+pub fn some<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    checked(u64::deserialize(deserializer)?, |number| *number > 0, "a number above 0")
+}
+
 /// A list that is not empty.
 ///
 /// # Errors

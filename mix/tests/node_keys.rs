@@ -17,7 +17,7 @@ use mix::node::describe::report;
 use mix::node::directory::{DirectoryConfig, DirectoryServer, Running};
 use mix::node::keys::{InvalidKeys, KeyError};
 use mix::node::publish::Published;
-use mix::node::{Counters, Node, NodeError, Parts, RunningNode, World};
+use mix::node::{Counters, Node, NodeError, Parts, Publication, RunningNode, World};
 use mix::store::StoreError;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -198,7 +198,7 @@ async fn descriptors_of_all_keys_are_published_and_settings_that_change_are_stat
         }
     }
     assert!(report(&house.home()).unwrap().iter().all(|report| report.published == Published::No));
-    node.control.republish();
+    assert_eq!(node.control.publish_again().await, Publication::Listed);
     house.until_noted().await;
     up.ended().await;
 }

@@ -48,8 +48,12 @@ fn run_with(
     let mut owners: BTreeSet<Owner> = Owner::all(&keyring).collect();
     let (mut mails, mut after) = (0, None);
     loop {
+        // First what is complete already, and takes room.
+        for owner in &owners {
+            mails += complete(db, owner, inflate_max, now, rng)?;
+        }
         let batch = db.read(|view| inbox::next(view, after, BATCH))?;
-        let Some(last) = batch.last() else { break };
+        let Some(last) = batch.last() else { return Ok(mails) };
         after = Some(last.id);
         for arrived in batch {
             mails += one_at_a_time(|| {
@@ -60,10 +64,6 @@ fn run_with(
             })?;
         }
     }
-    for owner in &owners {
-        mails += complete(db, owner, inflate_max, now, rng)?;
-    }
-    Ok(mails)
 }
 
 /// What comes to grief over one arrival stays where it is and is tried again by the next call; the others must not wait
@@ -110,7 +110,13 @@ fn keep(
         }
         let facts = FragmentFacts::of(&fragment);
         let why = match fragments::add(tx, &owner.scope(), &facts, fragment.octets(), now, MAX_STORED_FRAGMENTS)? {
-            Addition::Added { .. } | Addition::Duplicate | Addition::Unneeded | Addition::AlreadyDone => return Ok(0),
+            Addition::Added { displaced: 0, .. } | Addition::Duplicate | Addition::Unneeded | Addition::AlreadyDone => {
+                return Ok(0);
+            }
+            Addition::Added { .. } => {
+                let lost = Unreadable { why: Why::Displaced, armored: Vec::new() };
+                return Mail::unreadable(&owner, &lost, now, &mut dice).add(tx);
+            }
             Addition::Mismatch => Why::Mismatch,
             Addition::OverLimit => Why::NoRoom,
         };

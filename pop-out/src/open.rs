@@ -107,6 +107,9 @@ pub enum Why {
     /// There is no room for the fragment.
     #[error("It is a fragment, and too many others wait already for the rest of their messages.")]
     NoRoom,
+    /// It had to make room.
+    #[error("Some messages that waited for the rest of their fragments had to make room for newer ones, and are lost.")]
+    Displaced,
     /// A fragment that contradicts others.
     #[error(
         "It is a fragment that contradicts the others of its message. They were made so; all of them are discarded."

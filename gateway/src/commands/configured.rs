@@ -53,8 +53,10 @@ impl Configured {
     /// # Errors
     /// As [`Configured::load`].
     pub(crate) fn load_traced(&self) -> Result<Loaded<Config>, Failed> {
+        // The passphrase is not copied to where nobody would overwrite it.
+        let harmless = std::env::vars_os().filter(|(name, _)| name != passphrase::VARIABLE);
         let environment =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+            harmless.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         let loaded = mixgate_conf::load_traced(Some(&self.config), environment, &RESERVED, &self.settings);
         loaded.map_err(Failed::configuration)
     }

@@ -4,7 +4,7 @@ use clap::Args;
 use mix::net::sockets::Inherited;
 
 use super::{Configured, Failed};
-use crate::passphrase::PassphraseSource;
+use crate::passphrase::{NoPassphrase, PassphraseSource};
 use crate::service;
 
 /// Start the roles that a configuration file enables: gateway, node, directory
@@ -36,6 +36,9 @@ pub(super) async fn run(arguments: RunArguments, sockets: Inherited) -> Result<(
     let loaded = arguments.configured.load_traced()?;
     let node = &loaded.settings.node;
     let sealed = node.enabled && node.keys.sealed;
+    if !sealed && arguments.passphrase.is_named() {
+        return Err(Failed::configuration(NoPassphrase::NotSealed));
+    }
     let passphrase = sealed.then(|| arguments.passphrase.read()).transpose().map_err(Failed::configuration)?;
     service::run(arguments.configured, loaded, passphrase, sockets).await
 }

@@ -51,8 +51,10 @@ pub struct ListenConfig {
     pub access: Access,
     /// Connections in all. Beyond it a newcomer is closed at once, unless another host has more: that one gives its oldest.
     /// 256 by default: with half a megabyte of packets that wait for the disk in each, 128 megabytes.
+    #[serde(deserialize_with = "crate::settings::count")]
     pub max_connections: usize,
     /// Connections from one address (one /64 of IPv6); more are closed at once. 64 by default: nobody takes all seats.
+    #[serde(deserialize_with = "crate::settings::count")]
     pub max_connections_per_address: usize,
     /// From accepting a connection to the end of the TLS handshake, and again to the end of the version exchange. 30
     /// seconds by default.
@@ -67,6 +69,7 @@ pub struct ListenConfig {
     pub max_lifetime: Duration,
     /// A connection takes no more packets than this, padding included; then it ends as with its lifetime, and its peer
     /// has to wait for a seat like everybody. 16,384 by default: half a gigabyte, far more than mixes hand over at once.
+    #[serde(deserialize_with = "crate::settings::some")]
     pub max_packets: u64,
     /// Octets of answers that the system may hold for a peer that does not read them; beyond it (and the answers to 16
     /// packets) nothing more is taken from that peer. 65,536 by default, which are the answers to a thousand packets; for

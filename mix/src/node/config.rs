@@ -178,11 +178,12 @@ pub struct OutgoingConfig {
     #[serde(with = "crate::settings::time")]
     pub address_lifetime: Duration,
     /// Host names looked up at a time. Each holds a thread.
+    #[serde(deserialize_with = "crate::settings::count")]
     pub lookups: usize,
 }
 
 fn two_or_more<'de, D: Deserializer<'de>>(value: D) -> Result<usize, D::Error> {
-    let connections = usize::deserialize(value)?;
+    let connections = crate::settings::count(value)?;
     if connections >= 2 {
         Ok(connections)
     } else {
@@ -289,8 +290,8 @@ pub struct FragmentsConfig {
     /// How long an incomplete message is kept.
     #[serde(with = "crate::settings::time")]
     pub keep: Duration,
-    /// Octets of fragments kept at a time. Beyond it new fragments are dropped: whoever floods the exit shall not
-    /// fill the disk.
+    /// Octets of fragments kept at a time: whoever floods the exit shall not fill the disk. Beyond it the oldest incomplete
+    /// messages make room.
     pub max_stored: u64,
 }
 

@@ -142,11 +142,6 @@ impl NodeControl {
         self.0.descriptors.clone()
     }
 
-    /// Uploads all descriptors to the directory server once more.
-    pub fn republish(&self) {
-        self.0.desk.again();
-    }
-
     /// Takes other settings for keys and descriptors: those that the descriptors state are signed and published again,
     /// with the same keys, if they have changed; `node.keys` holds for keys to come, its overlap for all, and whether
     /// keys are sealed is a matter of the start. Signs a descriptor for the check, so call it where that may take a

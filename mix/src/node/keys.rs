@@ -331,9 +331,13 @@ impl Keyring {
         let Some(index) = self.packet_keys.iter().position(|dated| dated.id() == *key) else { return Ok(()) };
         let path = &self.packet_keys[index].path;
         let gone = path.with_extension(GONE);
-        // By its name first: half a key would be an error at the next start.
-        rename(path, &gone)?;
-        shred(&gone)?;
+        // By its name first: half a key would be an error at the next start. What an earlier try has done is done.
+        if exists(path)? {
+            rename(path, &gone)?;
+        }
+        if exists(&gone)? {
+            shred(&gone)?;
+        }
         for extension in [DESCRIPTOR, PUBLISHED] {
             remove(&path.with_extension(extension))?;
         }
@@ -359,6 +363,8 @@ pub fn load_or_make_identity(
     }
     let key = PrivateKey::generate(bits, rng).map_err(KeyError::Generation)?;
     write_key(&path, &key, IDENTITY, passphrase, rng)?;
+    // Whoever starts a program in another folder than before would be somebody else without a word.
+    info!(path = %path.display(), "there was no identity key here: a new one is made, and with it a new identity");
     Ok(key)
 }
 
@@ -667,6 +673,19 @@ mod tests {
         assert_eq!(again.packet_keys().len(), 1);
         assert_eq!(again.packet_keys()[0].id(), second.id());
         assert_eq!(names(&folder).len(), 2, "{:?}", names(&folder));
+    }
+
+    #[test]
+    fn erasing_that_failed_half_way_can_be_tried_again() {
+        let (_home, folder) = folder();
+        let mut keyring = made_in(&folder, day(0));
+        let first = Arc::clone(&keyring.packet_keys()[0]);
+        let count = keyring.packet_keys().len();
+        // As a disk leaves it that fails after the first step.
+        fs::rename(&first.path, first.path.with_extension(GONE)).unwrap();
+        keyring.erase(&first.id()).unwrap();
+        assert_eq!(keyring.packet_keys().len(), count - 1);
+        assert!(!first.path.with_extension(GONE).exists());
     }
 
     #[test]

@@ -129,7 +129,8 @@ impl Network {
     pub async fn run(self, stop: CancellationToken) {
         let mut failing = false;
         loop {
-            let wait = match self.refresh().await {
+            let Some(refreshed) = stop.run_until_cancelled(self.refresh()).await else { return };
+            let wait = match refreshed {
                 Ok(()) => {
                     if std::mem::take(&mut failing) {
                         info!("the directory is fresh again");

@@ -21,6 +21,7 @@ use super::counters::Counters;
 use super::durable;
 use super::mixing::Rhythm;
 use super::network::Network;
+use crate::mmtp::frame::WINDOW;
 use crate::net::connect::{Connector, Delivery, Outcome, Undelivered, Unit};
 use crate::packet::NextHop;
 use crate::store::queue::outgoing::{self, Cargo, Destination};
@@ -145,18 +146,21 @@ impl Outgoing {
             let Delivery { outcomes, failure } = delivery;
             let (taken, refused): (Vec<_>, Vec<_>) =
                 outcomes.into_iter().partition(|(_, outcome)| *outcome == Outcome::Delivered);
-            let progress = !taken.is_empty();
+            let packets = taken.iter().filter(|(id, _)| !junk.contains(id)).count();
+            let rejected = refused.iter().any(|(_, outcome)| *outcome == Outcome::Rejected);
             self.forget(taken.into_iter().map(|(id, _)| id).collect(), &junk).await;
             if self.stop.is_cancelled() {
                 return Ok(Served::Stopped);
             }
-            // A connection has its time and its number of packets. What is left goes into the next, when all others have had their turn.
-            if progress && matches!(failure, Some(Undelivered::LifetimeOver | Undelivered::Closed)) {
+            // A connection has its time and its number of packets. What is left goes into the next, when all others have had
+            // their turn; but who says no, or hangs up after a few, is not called again before the next batch.
+            let over = matches!(failure, Some(Undelivered::LifetimeOver | Undelivered::Closed));
+            if over && !rejected && packets >= WINDOW {
                 return Ok(Served::Taken);
             }
             if !refused.is_empty() {
                 // Whoever took something has no failures behind him.
-                let before = if progress { 0 } else { destination.attempts };
+                let before = if packets > 0 { 0 } else { destination.attempts };
                 return self.not_reached(id, before, failure.as_ref()).await;
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! What became of a descriptor is noted beside its key, in `packet-….published`: one line of its digest, `accepted` or
 //! `waiting`, and the server's URL. It is a note for people and commands, and nothing rests on it: all descriptors are
-//! uploaded at each start, every twelve hours, and when `RunningNode::republish` asks for it.
+//! uploaded at each start, every twelve hours, and when the operator asks for it.
 
 use std::collections::HashMap;
 use std::fs;
@@ -142,8 +142,7 @@ impl Publisher {
         loop {
             let all = Arc::clone(&self.descriptors.borrow_and_update());
             done.retain(|digest, _| all.all.iter().any(|stated| stated.descriptor.digest() == *digest));
-            let mut failed = None;
-            let mut said = None;
+            let (mut failed, mut said) = (None, None);
             for stated in &all.all {
                 let digest = stated.descriptor.digest();
                 if done.get(&digest).is_some_and(|at| at.elapsed() < AGAIN) {
@@ -165,10 +164,15 @@ impl Publisher {
                             tell(&stated.descriptor, &uploaded);
                         }
                     }
-                    Some(Err(e)) => failed = Some(e),
+                    Some(Err(e)) => {
+                        if stated.descriptor == all.current {
+                            said = Some(Publication::Failing);
+                        }
+                        failed = Some(e);
+                    }
                 }
             }
-            if let Some(said) = failed.as_ref().map(|_| Publication::Failing).or(said) {
+            if let Some(said) = said {
                 self.desk.say(said);
             }
             let wait = if failed.is_some() { self.retry } else { AGAIN };
@@ -191,7 +195,7 @@ impl Publisher {
         fetch::upload_descriptor(&format!("{}upload", self.url), stated.descriptor.text()).await
     }
 
-    /// Notes what became of it. The note goes with its key; a key that is erased just now must not get one.
+    /// Notes what became of it. The note goes with its key; one that outlives it is removed at the next start.
     async fn note(&self, stated: &Stated, uploaded: &Uploaded) {
         let word = match uploaded {
             Uploaded::Accepted => "accepted",
@@ -214,6 +218,9 @@ fn tell(descriptor: &Descriptor, uploaded: &Uploaded) {
     let valid_after = format_date(descriptor.valid_after()).unwrap_or_default();
     match uploaded {
         Uploaded::Accepted => info!(valid_after, "the directory server lists this node"),
-        Uploaded::Waiting { message } => info!(valid_after, message, "the directory server has the descriptor"),
+        // Its words are not ours, and look like it.
+        Uploaded::Waiting { message } => {
+            info!(valid_after, answer = ?message, "the directory server has the descriptor")
+        }
     }
 }

@@ -5,7 +5,10 @@ use crate::check::{check, warnings};
 use crate::commands::say;
 
 pub(super) fn run(arguments: &Configured) -> Result<(), Failed> {
-    let loaded = arguments.with("node.enabled", "true").load_traced()?;
+    // As it is written; but who asks about a node that is not enabled means it as `node start` does.
+    let mut loaded = arguments.load_traced()?;
+    let settings = &mut loaded.settings;
+    settings.node.enabled |= !settings.gateway.enabled && !settings.directory.enabled;
     let origins = &loaded.origins;
     check(&loaded.settings).map_err(|e| Failed::start(e, origins))?;
     let warnings = warnings(&loaded.settings, Some(origins));
