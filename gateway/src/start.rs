@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use mix::crypto::{KeyId, Passphrase};
 use mix::directory::Descriptor;
-use mix::net::sockets::Inherited;
+use mix::net::loopback::LoopbackAddress;
+use mix::net::sockets::{Exposed, Inherited, NotOpened};
 use mix::node::config::KeysConfig;
 use mix::node::directory::{DirectoryError, DirectoryServer};
 use mix::node::durable;
@@ -65,6 +66,14 @@ pub enum StartError {
         role: &'static str,
         /// What the system says.
         source: io::Error,
+    },
+    /// A socket of the service manager that others can reach, for a door that is for this machine alone.
+    #[error("{key}")]
+    Exposed {
+        /// The setting of the door.
+        key: &'static str,
+        /// Which.
+        source: Exposed,
     },
     /// The directory server.
     #[error("the directory server")]
@@ -146,7 +155,8 @@ impl StartError {
             | Self::Interval
             | Self::NoMetrics
             | Self::Sockets(_)
-            | Self::Smtp(NotServing::Config(_)) => true,
+            | Self::Exposed { .. }
+            | Self::Smtp(NotServing::Config(_) | NotServing::Exposed(_)) => true,
             Self::Directory(e) => !matches!(e, DirectoryError::Files(_) | DirectoryError::Listener(_)),
             Self::Node(e) => e.is_configuration(),
             Self::Listen { .. }
@@ -175,6 +185,8 @@ impl StartError {
             Self::NoIdentity => "gateway.identities",
             Self::Path(_) => "gateway.sender",
             Self::Smtp(NotServing::Config(_)) => "gateway.smtp",
+            Self::Smtp(NotServing::Exposed(_)) => "gateway.smtp.listen",
+            Self::Exposed { key, .. } => key,
             Self::Identity { .. } | Self::ReplyTo { .. } | Self::NoMailbox { .. } => "gateway.identities",
             Self::Interval => "gateway.sender.interval",
             Self::NoMetrics => "metrics.listen",
@@ -446,7 +458,7 @@ impl Running {
         sockets: &Inherited,
     ) -> Result<(), StartError> {
         let Some(address) = config.metrics.listen else { return Ok(()) };
-        let listener = bind(sockets, address.into(), "metrics").await?;
+        let listener = bind_loopback(sockets, address, "metrics", "metrics.listen").await?;
         self.metrics = local_address(&listener, "metrics")?;
         self.tasks.spawn(metrics::serve(listener, node.control.clone(), self.stop.clone()));
         Ok(())
@@ -475,7 +487,7 @@ impl Running {
         let network = self.network.clone().ok_or(StartError::NoDirectory)?;
         let sender = &config.sender;
         let style = Style::new(&sender.path, &sender.reply_path, sender.reply_block_lifetime)?;
-        let pop3 = bind(&parts.sockets, config.pop.listen.into(), "POP3").await?;
+        let pop3 = bind_loopback(&parts.sockets, config.pop.listen, "POP3", "gateway.pop.listen").await?;
         let Mailroom { db, accounts, inbox_bell } = mailroom;
         self.accounts = Some(accounts.clone());
         let outbox_bell = Arc::new(Notify::new());
@@ -618,6 +630,19 @@ async fn clean(db: &Db, world: &World) {
 
 async fn bind(sockets: &Inherited, address: SocketAddr, role: &'static str) -> Result<TcpListener, StartError> {
     sockets.bind(address).await.map_err(|source| StartError::Listen { address, role, source })
+}
+
+/// As [`bind`], for a door without TLS; `key` is its setting.
+async fn bind_loopback(
+    sockets: &Inherited,
+    address: LoopbackAddress,
+    role: &'static str,
+    key: &'static str,
+) -> Result<TcpListener, StartError> {
+    sockets.bind_loopback(address).await.map_err(|why| match why {
+        NotOpened::Exposed(source) => StartError::Exposed { key, source },
+        NotOpened::System(source) => StartError::Listen { address: address.into(), role, source },
+    })
 }
 
 fn local_address(listener: &TcpListener, role: &'static str) -> Result<Option<SocketAddr>, StartError> {

@@ -9,10 +9,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use mix::net::loopback::LoopbackAddress;
-use mix::node::NodeError;
+use mix::net::sockets::Inherited;
 use mix::node::directory::DirectoryError;
 use mix::node::keys::KeyError;
 use mix::node::network::InvalidNetwork;
+use mix::node::{NodeError, World};
 use mix::path::Mailbox;
 use mix::store::StoreError;
 use mixgate::config::{IdentityConfig, Password};
@@ -181,6 +182,28 @@ async fn what_is_wrong_with_the_machine_is_not_blamed_on_the_configuration() {
     fs::set_permissions(&config.gateway.home, fs::Permissions::from_mode(0o755)).unwrap();
     let open = refused_as_it_is(config).await;
     assert!(matches!(open, (StartError::Store(StoreError::Folder { .. }), false)), "{open:?}");
+}
+
+#[tokio::test]
+async fn socket_for_all_addresses_opens_no_door_that_has_no_tls() {
+    type Set = fn(&mut Config, LoopbackAddress);
+    let doors: [(&str, Set); 3] = [
+        ("gateway.smtp.listen", |config, address| config.gateway.smtp.listen = address),
+        ("gateway.pop.listen", |config, address| config.gateway.pop.listen = address),
+        ("metrics.listen", |config, address| config.metrics.listen = Some(address)),
+    ];
+    for (key, set) in doors {
+        let home = TempDir::new().unwrap();
+        let mut config = good(home.path());
+        let socket = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        set(&mut config, LoopbackAddress::ipv4(socket.local_addr().unwrap().port()));
+        let why = Gateway::start_on(config, World::real(), None, Inherited::new(vec![socket])).await.unwrap_err();
+        assert!(
+            matches!(&why, StartError::Exposed { .. } | StartError::Smtp(NotServing::Exposed(_))),
+            "{key}: {why:?}"
+        );
+        assert_eq!((why.key(), why.is_configuration()), (Some(key), true));
+    }
 }
 
 /// What loading this file says.

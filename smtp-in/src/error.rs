@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 
+use mix::net::sockets::Exposed;
 use mix::payload::headers::InvalidHeader;
 use mix::store::StoreError;
 
@@ -156,6 +157,9 @@ pub enum NotServing {
     /// The settings forbid it.
     #[error("settings of smtp-in")]
     Config(#[from] InvalidConfig),
+    /// The socket that was handed over for this door is for others too.
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
     /// The system does not give the address.
     #[error("listening on {address} for mail clients")]
     Listen {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use mix::net::sockets::Inherited;
+use mix::net::sockets::{Inherited, NotOpened};
 use mix::secret::Secret;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -44,7 +44,7 @@ impl Server {
     /// Listens where the settings say.
     ///
     /// # Errors
-    /// [`NotServing::Config`], [`NotServing::Listen`].
+    /// [`NotServing`].
     pub async fn bind(config: &SmtpConfig, house: House) -> Result<Self, NotServing> {
         Self::bind_in(&Inherited::default(), config, house).await
     }
@@ -57,7 +57,10 @@ impl Server {
         let policy = config.policy()?;
         let address = config.listen.into();
         let listen = |source| NotServing::Listen { address, source };
-        let listener = sockets.bind(address).await.map_err(listen)?;
+        let listener = sockets.bind_loopback(config.listen).await.map_err(|why| match why {
+            NotOpened::Exposed(why) => NotServing::Exposed(why),
+            NotOpened::System(source) => listen(source),
+        })?;
         let address = listener.local_addr().map_err(listen)?;
         Ok(Self { listener, address, policy, house })
     }

@@ -7,9 +7,34 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::TcpListener;
 
+use super::loopback::LoopbackAddress;
+
 /// Sockets that wait for the door they belong to; clones share them. None by default.
 #[derive(Clone, Debug, Default)]
 pub struct Inherited(Arc<Mutex<Vec<Opened>>>);
+
+/// A socket was handed over that others can reach, for a door that is for this machine alone.
+#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
+#[error(
+    "the service manager holds a socket at {socket}, which others can reach, for a door without TLS: let it be ListenStream={address}"
+)]
+pub struct Exposed {
+    /// Where the door may listen.
+    pub address: SocketAddr,
+    /// Where the socket listens.
+    pub socket: SocketAddr,
+}
+
+/// Why a door that is for this machine alone does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum NotOpened {
+    /// Its socket is for others too.
+    #[error(transparent)]
+    Exposed(#[from] Exposed),
+    /// The system does not give it.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
 
 impl Inherited {
     /// These sockets.
@@ -27,6 +52,20 @@ impl Inherited {
             Some(socket) => of_tokio(socket),
             None => TcpListener::bind(address).await,
         }
+    }
+
+    /// As [`Inherited::bind`], for a door that is for this machine alone: a socket for all addresses is refused.
+    ///
+    /// # Errors
+    /// [`NotOpened`].
+    pub async fn bind_loopback(&self, address: LoopbackAddress) -> Result<TcpListener, NotOpened> {
+        let address = address.into();
+        let Some(socket) = self.take(address) else { return Ok(TcpListener::bind(address).await?) };
+        let bound = socket.local_addr()?;
+        if LoopbackAddress::try_from(bound).is_err() {
+            return Err(Exposed { address, socket: bound }.into());
+        }
+        Ok(of_tokio(socket)?)
     }
 
     /// As [`Inherited::bind`], with a new socket as `new` opens it.
@@ -88,6 +127,31 @@ mod tests {
         let inherited = Inherited::new(vec![everywhere]);
         let door = inherited.bind(SocketAddr::from(([127, 0, 0, 1], port))).await.unwrap();
         assert!(door.local_addr().unwrap().ip().is_unspecified());
+        assert!(inherited.left().is_empty());
+    }
+
+    #[tokio::test]
+    async fn socket_for_all_addresses_is_refused_for_a_door_of_this_machine_alone() {
+        for everywhere in ["0.0.0.0:0", "[::]:0"] {
+            let Ok(socket) = Opened::bind(everywhere) else {
+                eprintln!("not tried: no {everywhere} here");
+                continue;
+            };
+            let bound = socket.local_addr().unwrap();
+            let address = LoopbackAddress::ipv4(bound.port());
+            let refused = Inherited::new(vec![socket]).bind_loopback(address).await.unwrap_err();
+            let NotOpened::Exposed(why) = refused else { panic!("{refused:?}") };
+            assert_eq!(why, Exposed { address: address.into(), socket: bound });
+        }
+    }
+
+    #[tokio::test]
+    async fn door_of_this_machine_alone_takes_its_own_socket() {
+        let own = open("127.0.0.1:0");
+        let address = own.local_addr().unwrap();
+        let inherited = Inherited::new(vec![own]);
+        let door = inherited.bind_loopback(LoopbackAddress::try_from(address).unwrap()).await.unwrap();
+        assert_eq!(door.local_addr().unwrap(), address);
         assert!(inherited.left().is_empty());
     }
 
