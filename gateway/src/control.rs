@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mix::net::trouble::Trouble;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -186,13 +187,16 @@ impl ControlSocket {
     pub async fn run(self, asked: mpsc::Sender<Asked>, stop: CancellationToken) {
         let seats = Arc::new(Semaphore::new(CONNECTIONS));
         let owner = fs::metadata(&self.path).map(|socket| socket.uid()).ok();
+        let mut trouble = Trouble::default();
         loop {
             let Ok(seat) = Arc::clone(&seats).acquire_owned().await else { return };
             let stream = match stop.run_until_cancelled(self.listener.accept()).await {
                 None => return,
                 Some(Ok((stream, _))) => stream,
                 Some(Err(e)) => {
-                    warn!(error = %e, "the control socket gives no connections");
+                    if trouble.is_news() {
+                        warn!(error = %e, "the control socket gives no connections");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }

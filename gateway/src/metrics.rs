@@ -6,6 +6,7 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -13,6 +14,7 @@ use axum::http::header::{CONTENT_TYPE, HOST};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use mix::net::guard::{Bounds, Guard};
 use mix::node::NodeControl;
 use mix::node::stats::Report;
 use tokio::net::TcpListener;
@@ -22,10 +24,18 @@ use tracing::error;
 /// The text format, version 0.0.4.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// Every user of this machine can connect, and the file descriptors are the node's. One who asks has one connection, and
+/// its answer is a page; all come from one host.
+const BOUNDS: Bounds =
+    Bounds { connections: 8, per_host: 8, lifetime: Duration::from_secs(10), silence: Duration::from_secs(10) };
+
 /// Serves `GET /metrics` until stopped.
 pub(crate) async fn serve(listener: TcpListener, node: NodeControl, stop: CancellationToken) {
-    let router = Router::new().route("/metrics", get(metrics)).with_state(node);
-    let server = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+    serve_by(Guard::new(listener, BOUNDS), Router::new().route("/metrics", get(metrics)).with_state(node), stop).await;
+}
+
+async fn serve_by(guard: Guard, router: Router, stop: CancellationToken) {
+    let server = axum::serve(guard, router).with_graceful_shutdown(stop.clone().cancelled_owned());
     // A client that holds its connection open must not hold up the end.
     let outcome = stop.run_until_cancelled(server.into_future()).await;
     if let Some(Err(e)) = outcome {
@@ -72,6 +82,10 @@ fn text(report: &Report) -> String {
 mod tests {
     use std::time::SystemTime;
 
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+    use tokio::time::Instant;
+
     use super::*;
 
     #[test]
@@ -89,6 +103,34 @@ mod tests {
                 "mixgate_node_mixed 1000",
             ]
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_connections_are_few_and_end() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = Router::new().route("/metrics", get(|| async { "figures" }));
+        let stop = CancellationToken::new();
+        tokio::spawn(serve_by(Guard::new(listener, BOUNDS), router, stop.clone()));
+        let mut idle = Vec::new();
+        for _ in 0..BOUNDS.connections {
+            idle.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut one_more = TcpStream::connect(address).await.unwrap();
+        // Closed at once, while the others have their time.
+        let began = Instant::now();
+        assert_eq!(one_more.read(&mut [0]).await.unwrap_or(0), 0);
+        assert!(began.elapsed() < BOUNDS.silence);
+        for mut connection in idle {
+            assert_eq!(connection.read(&mut [0]).await.unwrap_or(0), 0);
+        }
+        assert!(began.elapsed() < BOUNDS.lifetime + Duration::from_secs(1));
+        let mut asks = TcpStream::connect(address).await.unwrap();
+        asks.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+        let mut answer = String::new();
+        asks.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("figures"), "{answer}");
+        stop.cancel();
     }
 
     #[test]

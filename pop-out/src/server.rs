@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use mix::net::trouble::Trouble;
 use mix::secret::Secret;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -82,7 +83,8 @@ impl<A: Accounts, M: Maildrops> Server<A, M> {
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
         let connections = TaskTracker::new();
         let places = Arc::new(Semaphore::new(self.shared.limits.max_connections));
-        while let Some(stream) = accept(&listener, &stop).await {
+        let mut trouble = Trouble::default();
+        while let Some(stream) = accept(&listener, &mut trouble, &stop).await {
             match Arc::clone(&places).try_acquire_owned() {
                 Ok(place) => {
                     let (shared, stop) = (Arc::clone(&self.shared), stop.clone());
@@ -110,7 +112,7 @@ impl<A, M> std::fmt::Debug for Server<A, M> {
 }
 
 /// The next connection, or none at `stop`.
-async fn accept(listener: &TcpListener, stop: &CancellationToken) -> Option<TcpStream> {
+async fn accept(listener: &TcpListener, trouble: &mut Trouble, stop: &CancellationToken) -> Option<TcpStream> {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return None,
@@ -119,7 +121,9 @@ async fn accept(listener: &TcpListener, stop: &CancellationToken) -> Option<TcpS
         match accepted {
             Ok((stream, _)) => return Some(stream),
             Err(error) => {
-                warn!(error = &error as &dyn Error, "accepting a POP3 connection");
+                if trouble.is_news() {
+                    warn!(error = &error as &dyn Error, "accepting a POP3 connection");
+                }
                 tokio::select! {
                     () = stop.cancelled() => return None,
                     () = sleep(ACCEPT_RETRY_DELAY) => {}

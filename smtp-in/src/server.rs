@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use mix::net::sockets::{Inherited, NotOpened};
+use mix::net::trouble::Trouble;
 use mix::secret::Secret;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -76,6 +77,7 @@ impl Server {
         let free = Arc::new(Semaphore::new(policy.max_connections));
         let clients = TaskTracker::new();
         info!(%address, "taking mail from mail clients");
+        let mut trouble = Trouble::default();
         loop {
             let stream = tokio::select! {
                 biased;
@@ -83,7 +85,9 @@ impl Server {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => stream,
                     Err(error) => {
-                        warn!(%error, "accepting a mail client");
+                        if trouble.is_news() {
+                            warn!(%error, "accepting a mail client");
+                        }
                         sleep(ACCEPT_PAUSE).await;
                         continue;
                     }

@@ -4,7 +4,6 @@
 //! `shelf`'s to decide and to keep. The directory is signed when its content changes and when its day is over, not for
 //! each who asks.
 
-mod guard;
 mod shelf;
 #[cfg(test)]
 mod tests;
@@ -34,7 +33,6 @@ use tracing::{error, info};
 
 pub use shelf::ShelfError;
 
-use self::guard::Guard;
 use self::shelf::{Policy, Refusal, Shelf, Verdict};
 use crate::crypto::KeyId;
 use crate::crypto::pk::PrivateKey;
@@ -43,6 +41,7 @@ use crate::directory::nickname::{InvalidNickname, Nickname};
 use crate::directory::vote::DIRECTORY_LIFETIME;
 use crate::directory::{DirectoryFields, Status, Unsignable, Voter, date};
 use crate::net::fetch;
+use crate::net::guard::{Bounds, Guard};
 
 /// Section `[directory]`: a directory server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,6 +125,9 @@ pub enum DirectoryError {
     Listener(#[source] io::Error),
 }
 
+/// What strangers may take. The lifetime is enough for a directory of 8 MB over a slow line.
+const BOUNDS: Bounds =
+    Bounds { connections: 256, per_host: 64, lifetime: Duration::from_secs(300), silence: Duration::from_secs(30) };
 /// How long answers that are under way may take when the process stops.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -183,7 +185,7 @@ impl DirectoryServer {
             .route("/current.gz", get(current))
             .route("/upload", post(upload))
             .with_state(service);
-        let listener = Guard::new(listener);
+        let listener = Guard::new(listener, BOUNDS);
         let server = axum::serve(listener, router).with_graceful_shutdown(shutdown.clone().cancelled_owned());
         let task = tokio::spawn(async move {
             let impatience = async {

@@ -299,7 +299,7 @@ fn settings_that_cannot_be_meant_are_refused_by_name() {
 async fn a_connection_that_only_waits_is_closed() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let mut guard = Guard::new(listener);
+    let mut guard = Guard::new(listener, BOUNDS);
     let mut client = TcpStream::connect(address).await.unwrap();
     let (mut connection, _) = axum::serve::Listener::accept(&mut guard).await;
     let outcome = connection.read_u8().await.unwrap_err();

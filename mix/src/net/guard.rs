@@ -13,27 +13,34 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::net::seats::{Limits, Seat, Seats};
+use super::seats::{Limits, Seat, Seats};
 
-/// Connections at a time, in all and from one host. Others are closed at once: who waits in a queue would wait for whoever
-/// says nothing.
-const LIMITS: Limits = Limits { all: 256, per_host: 64 };
-/// How long a connection lasts, whatever it does. Enough for a directory of 8 MB over a slow line.
-const MAX_CONNECTION_TIME: Duration = Duration::from_secs(300);
-/// How long a client may take to begin its request.
-const MAX_SILENCE: Duration = Duration::from_secs(30);
+/// What a listener bears.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Connections at a time. Others are closed at once: who waits in a queue would wait for whoever says nothing.
+    pub connections: usize,
+    /// Of them from one host.
+    pub per_host: usize,
+    /// How long a connection lasts, whatever it does.
+    pub lifetime: Duration,
+    /// How long a client may take to begin its request.
+    pub silence: Duration,
+}
 
 /// Hands out connections that end.
-pub(super) struct Guard {
+pub struct Guard {
     listener: TcpListener,
+    bounds: Bounds,
     seats: Seats,
     /// Never cancelled itself: the seats are given back, or taken away one by one.
     stop: CancellationToken,
 }
 
 impl Guard {
-    pub(super) fn new(listener: TcpListener) -> Self {
-        Self { listener, seats: Seats::default(), stop: CancellationToken::new() }
+    /// Hands out the connections of `listener`.
+    pub fn new(listener: TcpListener, bounds: Bounds) -> Self {
+        Self { listener, bounds, seats: Seats::default(), stop: CancellationToken::new() }
     }
 }
 
@@ -42,11 +49,12 @@ impl Listener for Guard {
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Guarded, SocketAddr) {
+        let limits = Limits { all: self.bounds.connections, per_host: self.bounds.per_host };
         loop {
             // The trait of axum waits a second and tries again when the system has no more file handles.
             let (stream, address) = Listener::accept(&mut self.listener).await;
-            if let Some(seat) = self.seats.take(address.ip(), LIMITS, &self.stop) {
-                return (Guarded::new(stream, seat), address);
+            if let Some(seat) = self.seats.take(address.ip(), limits, &self.stop) {
+                return (Guarded::new(stream, seat, self.bounds), address);
             }
         }
     }
@@ -57,7 +65,7 @@ impl Listener for Guard {
 }
 
 /// A connection that takes one seat and ends in time.
-pub(super) struct Guarded {
+pub struct Guarded {
     stream: TcpStream,
     /// The end of its time.
     end: Pin<Box<Sleep>>,
@@ -69,11 +77,11 @@ pub(super) struct Guarded {
 }
 
 impl Guarded {
-    fn new(stream: TcpStream, seat: Seat) -> Self {
+    fn new(stream: TcpStream, seat: Seat, bounds: Bounds) -> Self {
         Self {
             stream,
-            end: Box::pin(sleep(MAX_CONNECTION_TIME)),
-            silence: Some(Box::pin(sleep(MAX_SILENCE))),
+            end: Box::pin(sleep(bounds.lifetime)),
+            silence: Some(Box::pin(sleep(bounds.silence))),
             lost: Box::pin(seat.end().clone().cancelled_owned()),
             _seat: seat,
         }
