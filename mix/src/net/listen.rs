@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustix::net::sockopt::set_ipv6_v6only;
+use rustix::net::sockopt::{set_ipv6_v6only, set_socket_send_buffer_size};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -284,13 +284,18 @@ struct Arrival {
 
 impl Sockets {
     fn open(addresses: &ListenAddresses, max_unsent: u32, inherited: &Inherited) -> Result<Self, ListenError> {
-        let open = |&address: &SocketAddr| {
-            let failed = |source| ListenError { address, source };
-            let listener = inherited.open(address, || listen(address, max_unsent)).map_err(failed)?;
-            let address = listener.local_addr().map_err(failed)?;
+        let addresses = addresses.as_slice();
+        let at = |address| move |source| ListenError { address, source };
+        let first = *addresses.first().expect("never none: ListenAddresses");
+        let handed_over = inherited.take_for(addresses).map_err(at(first))?;
+        let open = |(&address, handed_over): (&SocketAddr, Option<TcpListener>)| {
+            let listener = handed_over.map_or_else(|| listen(address), Ok).map_err(at(address))?;
+            // Connections inherit it.
+            set_socket_send_buffer_size(&listener, max_unsent as usize).map_err(|e| at(address)(e.into()))?;
+            let address = listener.local_addr().map_err(at(address))?;
             Ok(Socket { listener, address })
         };
-        Ok(Self { open: addresses.as_slice().iter().map(open).collect::<Result<_, _>>()?, next: 0 })
+        Ok(Self { open: addresses.iter().zip(handed_over).map(open).collect::<Result<_, _>>()?, next: 0 })
     }
 
     async fn accept(&mut self) -> io::Result<Arrival> {
@@ -310,7 +315,7 @@ impl Sockets {
     }
 }
 
-fn listen(address: SocketAddr, max_unsent: u32) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
@@ -321,8 +326,6 @@ fn listen(address: SocketAddr, max_unsent: u32) -> io::Result<TcpListener> {
     };
     // So that a node that restarts need not wait for connections of its last run.
     socket.set_reuseaddr(true)?;
-    // Connections inherit it.
-    socket.set_send_buffer_size(max_unsent)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -628,6 +631,21 @@ mod tests {
             return;
         }
         panic!("a machine without IPv6, or without a free port");
+    }
+
+    #[tokio::test]
+    async fn socket_that_was_handed_over_holds_no_more_unsent_than_an_own_one() {
+        let opened = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = opened.local_addr().unwrap();
+        let handed_over = Sockets::open(&address.into(), 8192, &Inherited::new(vec![opened])).unwrap();
+        let own = Sockets::open(&SocketAddr::from(([127, 0, 0, 1], 0)).into(), 8192, &Inherited::default()).unwrap();
+        for mut sockets in [handed_over, own] {
+            let at = sockets.open[0].address;
+            let (arrival, _near) = tokio::join!(sockets.accept(), TcpStream::connect(at));
+            // Linux says, and takes, the double.
+            let holds = rustix::net::sockopt::socket_send_buffer_size(&arrival.unwrap().stream).unwrap();
+            assert!(holds <= 2 * 8192, "{holds}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as Opened};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::net::sockopt::ipv6_v6only;
 use tokio::net::TcpListener;
 
 use super::loopback::LoopbackAddress;
@@ -43,7 +44,7 @@ impl Inherited {
     }
 
     /// Listens at `address`: on the socket that was handed over for it, else on a new one. A socket is for an address
-    /// when it is bound to it, or to its port at all addresses.
+    /// when it is bound to it, or to its port at all addresses of its family, or of both.
     ///
     /// # Errors
     /// What the system says.
@@ -68,26 +69,23 @@ impl Inherited {
         Ok(of_tokio(socket)?)
     }
 
-    /// As [`Inherited::bind`], with a new socket as `new` opens it.
+    /// The sockets that were handed over for the addresses of one door, in their order. One that serves several of them, as
+    /// `[::]` may do for both families, is there for each.
     ///
     /// # Errors
     /// What the system says.
-    pub(super) fn open(
-        &self,
-        address: SocketAddr,
-        new: impl FnOnce() -> io::Result<TcpListener>,
-    ) -> io::Result<TcpListener> {
-        self.take(address).map_or_else(new, of_tokio)
+    pub(super) fn take_for(&self, addresses: &[SocketAddr]) -> io::Result<Vec<Option<TcpListener>>> {
+        let taken: Vec<_> = addresses.iter().map(|address| self.take(*address)).collect();
+        let shared = |address| taken.iter().flatten().find(|socket| serves(socket, address)).map(Opened::try_clone);
+        let shared: Vec<_> = addresses.iter().map(|address| shared(*address)).collect();
+        let each = taken.into_iter().zip(shared);
+        each.map(|(own, shared)| own.map(Ok).or(shared).transpose()?.map(of_tokio).transpose()).collect()
     }
 
     fn take(&self, address: SocketAddr) -> Option<Opened> {
         let mut sockets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let bound = |socket: &Opened| socket.local_addr().ok();
-        let exactly = sockets.iter().position(|socket| bound(socket) == Some(address));
-        let everywhere = |socket: &Opened| {
-            bound(socket).is_some_and(|bound| bound.ip().is_unspecified() && bound.port() == address.port())
-        };
-        let found = exactly.or_else(|| sockets.iter().position(everywhere))?;
+        let exactly = sockets.iter().position(|socket| socket.local_addr().is_ok_and(|bound| bound == address));
+        let found = exactly.or_else(|| sockets.iter().position(|socket| serves(socket, address)))?;
         Some(sockets.swap_remove(found))
     }
 
@@ -96,6 +94,17 @@ impl Inherited {
         let sockets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect()
     }
+}
+
+/// Whether who connects to `address` comes to this socket.
+fn serves(socket: &Opened, address: SocketAddr) -> bool {
+    let Ok(bound) = socket.local_addr() else { return false };
+    let everywhere = || match (bound.is_ipv4(), address.is_ipv4()) {
+        (true, false) => false,
+        (false, true) => ipv6_v6only(socket).is_ok_and(|only| !only),
+        _ => true,
+    };
+    bound == address || (bound.port() == address.port() && bound.ip().is_unspecified() && everywhere())
 }
 
 fn of_tokio(socket: Opened) -> io::Result<TcpListener> {
@@ -128,6 +137,30 @@ mod tests {
         let door = inherited.bind(SocketAddr::from(([127, 0, 0, 1], port))).await.unwrap();
         assert!(door.local_addr().unwrap().ip().is_unspecified());
         assert!(inherited.left().is_empty());
+    }
+
+    #[tokio::test]
+    async fn socket_of_both_families_serves_both_addresses_of_a_door() {
+        let both = open("[::]:0");
+        rustix::net::sockopt::set_ipv6_v6only(&both, false).unwrap_or_else(|e| eprintln!("as it is: {e}"));
+        assert!(!ipv6_v6only(&both).unwrap(), "a socket of both families");
+        let port = both.local_addr().unwrap().port();
+        let addresses = ["0.0.0.0", "[::]"].map(|host| format!("{host}:{port}").parse().unwrap());
+        let inherited = Inherited::new(vec![both]);
+        let doors = inherited.take_for(&addresses).unwrap();
+        let bound: Vec<_> = doors.iter().flatten().map(|door| door.local_addr().unwrap()).collect();
+        assert_eq!(bound, [addresses[1]; 2]);
+        assert!(inherited.left().is_empty());
+    }
+
+    #[tokio::test]
+    async fn socket_of_one_family_is_not_taken_for_the_other() {
+        let four = open("0.0.0.0:0");
+        let bound = four.local_addr().unwrap();
+        let six: SocketAddr = format!("[::]:{}", bound.port()).parse().unwrap();
+        let inherited = Inherited::new(vec![four]);
+        let doors = inherited.take_for(&[six, bound]).unwrap();
+        assert_eq!(doors.iter().map(Option::is_some).collect::<Vec<_>>(), [false, true]);
     }
 
     #[tokio::test]
