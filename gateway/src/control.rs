@@ -10,7 +10,7 @@
 //!
 //! The number is the version of this protocol; a side that reads another one says so and does no more. The folder is
 //! the owner's alone and so is the socket; peers of another user are not answered besides. A request is at most 1 KiB
-//! and comes within five seconds.
+//! and comes within five seconds. Whoever ends the connection has five more seconds for the answer, and no place after that.
 
 use std::fs;
 use std::io;
@@ -36,7 +36,7 @@ const REQUEST_LEN: u64 = 1024;
 const ANSWER_LEN: u64 = 1024 * 1024;
 /// How long a request may take to come.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
-/// How long an answer may take to be read.
+/// How long an answer may take to be read, and to come for a client that has ended its side: most are gone then.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 /// Connections at a time; others wait.
 const CONNECTIONS: usize = 8;
@@ -225,7 +225,13 @@ impl Drop for ControlSocket {
 async fn serve(mut stream: UnixStream, asked: &mpsc::Sender<Asked>) {
     let outcome = match tokio::time::timeout(REQUEST_TIME, line(&mut stream, REQUEST_LEN)).await {
         Ok(Ok(request)) => match read_request(&request) {
-            Ok(ask) => hand_on(ask, asked).await,
+            Ok(ask) => {
+                let done = hand_on(ask, asked);
+                tokio::select! {
+                    done = done => done,
+                    () = gone(&mut stream) => return,
+                }
+            }
             Err(refusal) => Err(refusal),
         },
         Ok(Err(_)) => Err(Refusal::new(Why::Request, "a request is one line of JSON of at most 1 KiB")),
@@ -239,6 +245,14 @@ async fn serve(mut stream: UnixStream, asked: &mpsc::Sender<Asked>) {
     answer.push(b'\n');
     // Whoever asked may be gone.
     let _ = tokio::time::timeout(ANSWER_TIME, stream.write_all(&answer)).await;
+}
+
+/// Returns when nobody waits for an answer any more.
+async fn gone(stream: &mut UnixStream) {
+    // A request is one line; what comes after it is nobody's.
+    let mut more = [0; 64];
+    while matches!(stream.read(&mut more).await, Ok(1..)) {}
+    tokio::time::sleep(ANSWER_TIME).await;
 }
 
 async fn hand_on(ask: Ask, asked: &mpsc::Sender<Asked>) -> Result<Value, Refusal> {
@@ -467,6 +481,27 @@ mod tests {
         let house = house();
         let refused = ask(house.home.path(), Ask::Status, Duration::from_millis(200)).await.unwrap_err();
         assert!(matches!(refused, NotAsked::NoAnswer { .. }), "{refused:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_did_not_wait_for_their_answer_keep_nobody_out() {
+        let house = house();
+        let mut waiting = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let mut stream = UnixStream::connect(path(house.home.path())).await.unwrap();
+            stream.write_all(b"{\"mixgate\":1,\"command\":\"republish\"}\n").await.unwrap();
+            waiting.push(stream);
+        }
+        let refused = ask(house.home.path(), Ask::Stats, SOON).await.unwrap_err();
+        assert!(matches!(refused, NotAsked::NoAnswer { .. }), "all places are taken: {refused:?}");
+        drop(waiting);
+        assert_eq!(ask(house.home.path(), Ask::Stats, SOON).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn whoever_ends_only_the_own_side_has_an_answer() {
+        let house = house();
+        assert_eq!(raw(&house, b"{\"mixgate\":1,\"command\":\"stats\"}\n").await["done"], 7);
     }
 
     #[tokio::test]

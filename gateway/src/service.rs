@@ -12,8 +12,8 @@ use mixgate_conf::{Loaded, Origins};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
-use tokio::time::{Interval, MissedTickBehavior, interval};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -28,6 +28,8 @@ use crate::{Config, log, systemd};
 /// How long a stop may take: packets and mails under way are finished, or tried again after the next start. What was
 /// accepted is on disk.
 pub(crate) const STOP_BOUND: Duration = Duration::from_secs(60);
+/// How long whoever asks for an upload waits for it; it goes on without them.
+const UPLOAD_BOUND: Duration = Duration::from_secs(60);
 /// Requests that wait for the service.
 const REQUESTS: usize = 8;
 
@@ -165,7 +167,7 @@ impl Service {
                         Ask::Status => self.status().await,
                         Ask::Stats => self.stats(),
                         Ask::Republish => {
-                            // It may take as long as the directory server likes.
+                            // Nobody else waits for the directory server.
                             drop(tokio::spawn(republish(self.running.node(), answer)));
                             continue;
                         }
@@ -257,13 +259,24 @@ async fn tick(watchdog: &mut Option<Interval>) {
     }
 }
 
-async fn republish(node: Option<NodeControl>, answer: tokio::sync::oneshot::Sender<Result<Value, Refusal>>) {
-    let said = match node {
-        Some(node) => Ok(publication(node.publish_again().await).into()),
-        None => Err(no_node()),
+/// One upload serves all who ask before it is done.
+async fn republish(node: Option<NodeControl>, mut answer: oneshot::Sender<Result<Value, Refusal>>) {
+    let uploaded = async {
+        let Some(node) = node else { return Err(no_node()) };
+        match timeout(UPLOAD_BOUND, node.publish_again()).await {
+            Ok(said) => Ok(publication(said).into()),
+            Err(_) => {
+                Err(Refusal::new(Why::Failed, "the directory server has not answered for a minute; the upload goes on"))
+            }
+        }
     };
-    // Whoever asked may be gone.
-    let _ = answer.send(said);
+    tokio::select! {
+        said = uploaded => {
+            // Whoever asked may be gone.
+            let _ = answer.send(said);
+        }
+        () = answer.closed() => {}
+    }
 }
 
 fn no_node() -> Refusal {
