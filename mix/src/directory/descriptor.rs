@@ -29,11 +29,11 @@ pub const DESCRIPTOR_LIMITS: Limits = Limits { len: 64 * 1024, lines: 1024, line
 /// Octets of the smallest and largest modulus of an identity key (dir-spec 3).
 pub(super) const IDENTITY_KEY_LEN: std::ops::RangeInclusive<usize> = 2048 / 8..=4096 / 8;
 /// Characters of the longest `Contact` (dir-spec 3).
-const MAX_CONTACT: usize = 256;
+pub(super) const MAX_CONTACT: usize = 256;
 /// Characters of the longest `Comments` (dir-spec 3 says fewer than 1024, the reference takes 1024).
-const MAX_COMMENTS: usize = 1024;
+pub(super) const MAX_COMMENTS: usize = 1024;
 /// Characters of the longest `Contact-Fingerprint` (dir-spec 3).
-const MAX_CONTACT_FINGERPRINT: usize = 128;
+pub(super) const MAX_CONTACT_FINGERPRINT: usize = 128;
 /// `Maximum-Size` counts in these (E2E-spec 3).
 const KILOBYTE: u64 = 1024;
 /// How far ahead of ours the clock of a mix may be.

@@ -6,10 +6,10 @@ use rand::CryptoRng;
 
 use super::date;
 use super::descriptor::{
-    DESCRIPTOR_LIMITS, DESCRIPTOR_VERSION, Delivery, Descriptor, InvalidDescriptor, MMTP_VERSION, PACKET_VERSION,
-    SECTION_VERSION, digest_of,
+    DESCRIPTOR_LIMITS, DESCRIPTOR_VERSION, Delivery, Descriptor, InvalidDescriptor, MAX_COMMENTS, MAX_CONTACT,
+    MAX_CONTACT_FINGERPRINT, MMTP_VERSION, PACKET_VERSION, SECTION_VERSION, digest_of,
 };
-use super::info::{Document, Unwritable, Writer};
+use super::info::{Document, Unwritable, Writer, is_writable};
 use super::nickname::Nickname;
 use super::policy::{Policy, Verdict};
 use super::value::to_base64;
@@ -71,6 +71,52 @@ pub enum Unsignable {
     /// What came out would be refused by everyone.
     #[error("{0}")]
     Invalid(#[from] InvalidDescriptor),
+}
+
+/// What a mix says to people; each is free text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Text {
+    /// [`DescriptorFields::contact`].
+    Contact,
+    /// [`DescriptorFields::contact_fingerprint`].
+    ContactFingerprint,
+    /// [`DescriptorFields::comments`].
+    Comments,
+}
+
+/// Why a text would be refused by everyone.
+#[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
+pub enum InvalidText {
+    /// More characters than the specification allows.
+    #[error("longer than {max} characters")]
+    TooLong {
+        /// Characters allowed.
+        max: usize,
+    },
+    /// The exchange format has no place for it.
+    #[error("must be one line of printing ASCII without spaces at its ends")]
+    Unwritable,
+}
+
+impl Text {
+    /// Whether a descriptor can say `text` here: needs no key.
+    ///
+    /// # Errors
+    /// [`InvalidText`].
+    pub fn check(self, text: &str) -> Result<(), InvalidText> {
+        let max = match self {
+            Self::Contact => MAX_CONTACT,
+            Self::ContactFingerprint => MAX_CONTACT_FINGERPRINT,
+            Self::Comments => MAX_COMMENTS,
+        };
+        if !is_writable(text) {
+            Err(InvalidText::Unwritable)
+        } else if text.len() > max {
+            Err(InvalidText::TooLong { max })
+        } else {
+            Ok(())
+        }
+    }
 }
 
 impl DescriptorFields {

@@ -216,6 +216,11 @@ pub struct Unwritable {
     pub key: String,
 }
 
+/// Whether an entry can have this value.
+pub(super) fn is_writable(value: &str) -> bool {
+    value.bytes().all(|c| (b' '..=b'~').contains(&c)) && value.trim() == value
+}
+
 /// Writes canonical text.
 #[derive(Debug, Default)]
 pub struct Writer(String);
@@ -234,7 +239,7 @@ impl Writer {
     /// the text would be read back as another one.
     pub fn entry(&mut self, key: &str, value: &str) -> Result<(), Unwritable> {
         debug_assert!(is_identifier(key), "keys are constants");
-        if !value.bytes().all(|c| (b' '..=b'~').contains(&c)) || value.trim() != value {
+        if !is_writable(value) {
             return Err(Unwritable { key: key.to_owned() });
         }
         let space = if value.is_empty() { "" } else { " " };

@@ -32,7 +32,7 @@ use crate::deliver::mail::{MailWriter, NoReturnAddress};
 use crate::deliver::mbox::LocalMailboxes;
 use crate::deliver::smtp::{InvalidSmtpExit, SmtpExit};
 use crate::directory::descriptor::Descriptor;
-use crate::directory::fields::Unsignable;
+use crate::directory::fields::{InvalidText, Text, Unsignable};
 use crate::directory::nickname::{InvalidNickname, Nickname};
 use crate::net::bandwidth::{Bandwidth, InvalidBandwidth};
 use crate::net::listen::{ListenError, MmtpListener};
@@ -96,6 +96,14 @@ pub enum NodeError {
     /// `node.bandwidth`.
     #[error("node.bandwidth")]
     Bandwidth(#[from] InvalidBandwidth),
+    /// What people are told.
+    #[error("{key}")]
+    Text {
+        /// The setting.
+        key: &'static str,
+        /// What is wrong.
+        source: InvalidText,
+    },
     /// What the descriptor would say.
     #[error("the descriptor")]
     Descriptor(#[from] Unsignable),
@@ -132,6 +140,7 @@ impl NodeError {
             | Self::Interval
             | Self::Access { .. }
             | Self::Bandwidth(_)
+            | Self::Text { .. }
             | Self::StatsInterval
             | Self::Descriptor(_)
             | Self::ReturnAddress(_)
@@ -154,6 +163,7 @@ impl NodeError {
             Self::KeyPlan(_) | Self::NoPassphrase => "node.keys",
             Self::Renamed { .. } => "node.nickname",
             Self::Mixing(_) => "node.mixing.rate",
+            Self::Text { key, .. } => key,
             Self::Interval => "node.mixing.interval",
             Self::StatsInterval => "node.stats.interval",
             Self::ReturnAddress(_) => "node.smtp.mail",
@@ -454,7 +464,8 @@ fn bandwidth(config: &NodeConfig) -> Result<Option<Bandwidth>, NodeError> {
 /// Rules that let nobody in at a port of this node were not meant so.
 fn check_access(config: &NodeConfig, addresses: &[SocketAddr]) -> Result<(), NodeError> {
     let policy = config.incoming.access.policy();
-    match addresses.iter().map(SocketAddr::port).find(|port| !policy.opens(*port)) {
+    // Which port 0 becomes is seen at the start.
+    match addresses.iter().map(SocketAddr::port).find(|port| *port != 0 && !policy.opens(*port)) {
         Some(port) => Err(NodeError::Access { port }),
         None => Ok(()),
     }
@@ -497,13 +508,14 @@ pub fn weaknesses(config: &NodeConfig) -> Vec<&'static str> {
 /// Looks at the settings of a node as its start does, without a disk, a port or a key.
 ///
 /// # Errors
-/// [`NodeError`] for which [`NodeError::is_configuration`] is true. What the descriptor would say is not looked at:
-/// that needs keys.
+/// [`NodeError`] for which [`NodeError::is_configuration`] is true.
 pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> {
     let _: Nickname = config.nickname.parse()?;
     HostName::parse(&config.host).map_err(NodeError::Host)?;
     rhythm(config)?;
     bandwidth(config)?;
+    check_access(config, config.listen.as_slice())?;
+    check_texts(config)?;
     if config.stats.interval.is_zero() {
         return Err(NodeError::StatsInterval);
     }
@@ -513,6 +525,18 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
     }
     if config.mbox.enabled && !has_mailboxes {
         return Err(NodeError::NoMailboxes);
+    }
+    Ok(())
+}
+
+/// What the descriptor would say to people.
+fn check_texts(config: &NodeConfig) -> Result<(), NodeError> {
+    for (kind, key, text) in [
+        (Text::Contact, "node.contact", &config.contact),
+        (Text::ContactFingerprint, "node.contact_fingerprint", &config.contact_fingerprint),
+        (Text::Comments, "node.comments", &config.comments),
+    ] {
+        kind.check(text).map_err(|source| NodeError::Text { key, source })?;
     }
     Ok(())
 }
@@ -572,6 +596,54 @@ mod tests {
     #[test]
     fn defaults_are_not_insecure() {
         assert_eq!(weaknesses(&NodeConfig::default()), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_start_would_refuse_is_refused_by_the_check() {
+        let refused = |change: fn(&mut NodeConfig)| {
+            let mut config = NodeConfig { nickname: "Alice".into(), ..NodeConfig::default() };
+            check(&config, false).unwrap();
+            change(&mut config);
+            check(&config, false).unwrap_err()
+        };
+        // The rule is for the usual port alone.
+        let access = refused(|config| {
+            config.listen = "0.0.0.0:4711".parse().unwrap();
+            config.incoming.access = Access::try_from(vec!["allow *".to_owned()]).unwrap();
+        });
+        assert!(matches!(access, NodeError::Access { port: 4711 }), "{access:?}");
+        type Change = fn(&mut NodeConfig);
+        let too_long: [(Change, &str, usize); 3] = [
+            (|config| config.contact = "x".repeat(257), "node.contact", 256),
+            (|config| config.contact_fingerprint = "0".repeat(129), "node.contact_fingerprint", 128),
+            (|config| config.comments = "x".repeat(1025), "node.comments", 1024),
+        ];
+        for (change, expected, max) in too_long {
+            let why = refused(change);
+            let NodeError::Text { key, source } = why else { panic!("{why:?}") };
+            assert_eq!((key, source), (expected, InvalidText::TooLong { max }));
+        }
+        let unwritable: [Change; 2] =
+            [|config| config.comments = "two\nlines".into(), |config| config.comments = "gr\u{fc}n".into()];
+        for change in unwritable {
+            let why = refused(change);
+            let as_expected = matches!(why, NodeError::Text { key: "node.comments", source: InvalidText::Unwritable });
+            assert!(as_expected, "{why:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn longest_texts_that_the_check_takes_are_taken_by_a_start() {
+        let (home, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        let mut config = NodeConfig { home: home.path().join("node"), ..NodeConfig::default() };
+        config.listen = SocketAddr::from(([127, 0, 0, 1], 0)).into();
+        config.contact = "x".repeat(256);
+        config.contact_fingerprint = "0".repeat(128);
+        config.comments = "x".repeat(1024);
+        let running = started(&config, &stop).await;
+        assert_eq!(running.descriptor().comments(), Some(config.comments.as_str()));
+        stop.cancel();
+        running.ended().await;
     }
 
     #[test]
