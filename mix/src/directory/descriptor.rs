@@ -43,13 +43,13 @@ pub const CLOCK_SKEW: Duration = Duration::from_secs(10 * 60);
 #[derive(Debug, thiserror::Error, PartialEq, Eq, Clone)]
 pub enum InvalidDescriptor {
     /// Not of the exchange format.
-    #[error("{0}")]
+    #[error(transparent)]
     Info(#[from] InvalidInfo),
     /// The first section must be `Server`.
     #[error("does not begin with a Server section")]
     NoServerSection,
     /// An entry or section that is missing, doubled or without meaning.
-    #[error("{0}")]
+    #[error(transparent)]
     Entry(#[from] InvalidEntry),
     /// Only descriptors of version 0.2 are understood.
     #[error("descriptor version other than 0.2")]

@@ -60,16 +60,16 @@ pub struct DescriptorFields {
 #[derive(Debug, thiserror::Error, PartialEq, Eq, Clone)]
 pub enum Unsignable {
     /// A text that does not fit one line.
-    #[error("{0}")]
+    #[error(transparent)]
     Text(#[from] Unwritable),
     /// A time before 1970 or after the year 9999.
     #[error("a date outside the calendar")]
     Date,
     /// The private operation failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Rsa(#[from] RsaError),
     /// What came out would be refused by everyone.
-    #[error("{0}")]
+    #[error(transparent)]
     Invalid(#[from] InvalidDescriptor),
 }
 

@@ -34,10 +34,10 @@ const MAX_SIGNATURES: usize = 64;
 #[derive(Debug, thiserror::Error, PartialEq, Eq, Clone)]
 pub enum InvalidDirectory {
     /// Not of the exchange format.
-    #[error("{0}")]
+    #[error(transparent)]
     Info(#[from] InvalidInfo),
     /// An entry or section that is missing, doubled or without meaning.
-    #[error("{0}")]
+    #[error(transparent)]
     Entry(#[from] InvalidEntry),
     /// A mandatory section is not there.
     #[error("has no section {section}")]

@@ -593,3 +593,13 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn sentence_of_an_error_is_there_once_in_all_its_causes() {
+    let refused = InvalidValue::TooLong { max: 1024 };
+    let entry = InvalidEntry::Value { key: "Comments", line: 9, why: refused };
+    let why = Unsignable::Invalid(InvalidDescriptor::Entry(entry));
+    let all = std::iter::successors(Some(&why as &dyn std::error::Error), |why| why.source());
+    let sentences: Vec<_> = all.map(ToString::to_string).collect();
+    assert_eq!(sentences, ["Comments on line 9: longer than 1024 characters"]);
+}

@@ -28,13 +28,13 @@ pub enum InvalidValue {
     #[error("not a digest of {DIGEST_LEN} octets")]
     Digest,
     /// Not a key at all.
-    #[error("{0}")]
+    #[error(transparent)]
     Key(#[from] InvalidKey),
     /// The exponent must be 65537.
     #[error("the exponent of the key is not 65537")]
     Exponent,
     /// Not a nickname.
-    #[error("{0}")]
+    #[error(transparent)]
     Nickname(#[from] InvalidNickname),
     /// Not a date, or one that no calendar has.
     #[error("not a date YYYY-MM-DD")]
@@ -58,7 +58,7 @@ pub enum InvalidValue {
     #[error("not an IPv4 address")]
     Ipv4,
     /// Not an address pattern.
-    #[error("{0}")]
+    #[error(transparent)]
     AddressPattern(#[from] InvalidRule),
     /// More characters than the specification allows.
     #[error("longer than {max} characters")]

@@ -35,7 +35,7 @@ pub struct Clique {
 #[derive(Debug, thiserror::Error, PartialEq, Eq, Clone)]
 pub enum InvalidVote {
     /// Not a directory that one of the clique signed.
-    #[error("{0}")]
+    #[error(transparent)]
     Directory(#[from] InvalidDirectory),
     /// A vote has one signature.
     #[error("signed by {count}; a vote has one signature")]

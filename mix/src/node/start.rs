@@ -164,6 +164,9 @@ impl NodeError {
             Self::Renamed { .. } => "node.nickname",
             Self::Mixing(_) => "node.mixing.rate",
             Self::Text { key, .. } => key,
+            Self::Access { .. } => "node.incoming.access",
+            Self::Bandwidth(InvalidBandwidth::TooLittle { .. }) => "node.bandwidth.average",
+            Self::Bandwidth(_) => "node.bandwidth.spike",
             Self::Interval => "node.mixing.interval",
             Self::StatsInterval => "node.stats.interval",
             Self::ReturnAddress(_) => "node.smtp.mail",
@@ -630,6 +633,21 @@ mod tests {
             let as_expected = matches!(why, NodeError::Text { key: "node.comments", source: InvalidText::Unwritable });
             assert!(as_expected, "{why:?}");
         }
+    }
+
+    #[test]
+    fn key_to_mend_is_named() {
+        let limit = |average, spike| NodeConfig { bandwidth: BandwidthConfig { average, spike }, ..Default::default() };
+        for (config, key) in [
+            (limit(8192, 0), "node.bandwidth.average"),
+            (limit(0, 8192), "node.bandwidth.spike"),
+            (limit(1 << 20, 1), "node.bandwidth.spike"),
+        ] {
+            assert_eq!(bandwidth(&config).unwrap_err().key(), Some(key));
+        }
+        assert_eq!(NodeError::Access { port: 5000 }.key(), Some("node.incoming.access"));
+        let text = NodeError::Text { key: "node.comments", source: InvalidText::Unwritable };
+        assert_eq!(text.key(), Some("node.comments"));
     }
 
     #[tokio::test]
