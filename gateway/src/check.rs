@@ -208,7 +208,6 @@ mod tests {
         config.node.enabled = true;
         config.node.host = "mix.example".into();
         config.network.directory = "http://directory.example/".into();
-        config.node.outgoing.retry = schedule(&[(3600, 24 * 3600), (7 * 3600, 5 * 24 * 3600)]);
         config
     }
 
@@ -226,6 +225,21 @@ mod tests {
     fn sound_configuration_is_warned_of_nothing() {
         check(&node()).unwrap();
         assert_eq!(texts(&node()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn defaults_of_no_role_are_warned_of() {
+        let mut config = Config::default();
+        config.network.directory = "http://directory.example/".into();
+        config.node.host = "mix.example".into();
+        for (gateway, node, directory) in [(true, false, false), (false, true, false), (false, false, true)] {
+            (config.gateway.enabled, config.node.enabled, config.directory.enabled) = (gateway, node, directory);
+            assert_eq!(texts(&config), Vec::<String>::new(), "{gateway} {node} {directory}");
+        }
+        // What a node of its own user must know is no fault of the defaults.
+        (config.gateway.enabled, config.node.enabled, config.node.smtp.enabled) = (true, true, true);
+        let keys: Vec<_> = warnings(&config, None).iter().map(|warning| warning.key).collect();
+        assert_eq!(keys, ["node.mixing.minimum"]);
     }
 
     #[test]

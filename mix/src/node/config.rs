@@ -194,9 +194,10 @@ fn two_or_more<'de, D: Deserializer<'de>>(value: D) -> Result<usize, D::Error> {
 impl Default for OutgoingConfig {
     fn default() -> Self {
         let hours = |hours: u64| Duration::from_secs(hours * 3600);
-        // The reference begins with an hour; a mix that only restarts is back sooner.
+        // The reference begins with an hour; a mix that only restarts is back sooner. Attempts are made at the ends of
+        // mixing intervals, so a rhythm shorter than one would be none.
         let retry = RetrySchedule::new(vec![
-            RetryStep { every: Duration::from_secs(5 * 60), during: hours(1) },
+            RetryStep { every: Duration::from_secs(15 * 60), during: hours(1) },
             RetryStep { every: hours(1), during: hours(24) },
             RetryStep { every: hours(7), during: hours(5 * 24) },
         ]);
