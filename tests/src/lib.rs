@@ -44,12 +44,12 @@ pub fn until<T>(what: &str, bound: Duration, mut look: impl FnMut() -> Option<T>
 }
 
 /// Set where everything that tests can use must be there, as in `.ci/run`.
-const COMPLETE: &str = "MIXGATE_TESTS_COMPLETE";
+const COMPLETE: &str = "TESTS_COMPLETE";
 
 /// Whether a program that not every machine has is here. Says so when it is not: what it would have shown is not shown.
 ///
 /// # Panics
-/// When it is not, and the variable MIXGATE_TESTS_COMPLETE says that it must be.
+/// When it is not, and the variable TESTS_COMPLETE says that it must be.
 pub fn has(program: &str) -> bool {
     let here = Command::new(program).arg("--version").stdin(Stdio::null()).output().is_ok();
     if !here {
@@ -61,7 +61,7 @@ pub fn has(program: &str) -> bool {
 /// For what tests must do without.
 ///
 /// # Panics
-/// When the variable MIXGATE_TESTS_COMPLETE says that it must be there.
+/// When the variable TESTS_COMPLETE says that it must be there.
 pub fn says_what_is_missing(what: &str) {
     assert!(std::env::var_os(COMPLETE).is_none(), "missing: {what}");
     // Past the test runner, which swallows what a test that passes prints.
