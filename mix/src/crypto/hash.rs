@@ -59,3 +59,19 @@ pub fn sha1(parts: &[&[u8]]) -> Digest {
     }
     Digest(hasher.finalize().into())
 }
+
+/// The SHA-1 of octets that several ends may follow. They are hashed once.
+#[derive(Clone)]
+pub struct Prefix(Sha1);
+
+impl Prefix {
+    /// Hashes what all have in common.
+    pub fn new(octets: &[u8]) -> Self {
+        Self(Sha1::new_with_prefix(octets))
+    }
+
+    /// The SHA-1 of the prefix and `end`.
+    pub fn followed_by(&self, end: &[u8]) -> Digest {
+        Digest(self.0.clone().chain_update(end).finalize().into())
+    }
+}

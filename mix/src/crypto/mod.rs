@@ -10,7 +10,7 @@ pub mod sealed;
 pub mod stream;
 pub mod surb_key;
 
-pub use hash::{DIGEST_LEN, Digest, KeyId, sha1};
+pub use hash::{DIGEST_LEN, Digest, KeyId, Prefix, sha1};
 pub use keyset::{Keyset, SharedSecret};
 pub use sealed::Passphrase;
 pub use stream::CounterRng;

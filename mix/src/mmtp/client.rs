@@ -85,8 +85,9 @@ impl ClientSession {
         if !self.can_send() {
             return None;
         }
-        self.expected.push_back(Expected { received: command.received(packet), rejected: frame::rejected(packet) });
-        Some(command.unit(packet))
+        let hash = frame::hashed(packet);
+        self.expected.push_back(Expected { received: command.received(&hash), rejected: frame::rejected(&hash) });
+        Some(command.unit_of(packet, &hash))
     }
 
     /// Units that have been sent and have no answer.
@@ -129,7 +130,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::frame::MAX_LINE_LEN;
-    use super::super::frame::tests::packet;
+    use super::super::frame::tests::{hash, packet};
     use super::super::server::{self, ServerSession};
     use super::*;
 
@@ -159,8 +160,7 @@ mod tests {
         session.send(Command::Junk, &packet(2)).unwrap();
         session.send(Command::Send, &packet(3)).unwrap();
         let answers =
-            [Command::Send.received(&packet(1)), Command::Junk.received(&packet(2)), frame::rejected(&packet(3))]
-                .concat();
+            [Command::Send.received(&hash(1)), Command::Junk.received(&hash(2)), frame::rejected(&hash(3))].concat();
         let steps: Vec<Step> = answers
             .chunks(1)
             .map(|octet| session.step(&mut &octet[..]).unwrap())
@@ -175,7 +175,7 @@ mod tests {
         let mut session = agreed();
         session.send(Command::Send, &packet(1)).unwrap();
         session.send(Command::Send, &packet(2)).unwrap();
-        let answer = Command::Send.received(&packet(2));
+        let answer = Command::Send.received(&hash(2));
         assert_eq!(session.step(&mut &answer[..]), Err(PeerMisbehaved::WrongAnswer));
     }
 
@@ -183,13 +183,13 @@ mod tests {
     fn answer_to_junk_is_not_an_answer_to_a_packet() {
         let mut session = agreed();
         session.send(Command::Send, &packet(1)).unwrap();
-        let answer = Command::Junk.received(&packet(1));
+        let answer = Command::Junk.received(&hash(1));
         assert_eq!(session.step(&mut &answer[..]), Err(PeerMisbehaved::WrongAnswer));
     }
 
     #[test]
     fn answer_to_nothing_ends_the_session() {
-        let answer = Command::Send.received(&packet(1));
+        let answer = Command::Send.received(&hash(1));
         assert_eq!(agreed().step(&mut &answer[..]), Err(PeerMisbehaved::UnexpectedAnswer));
     }
 
@@ -208,7 +208,7 @@ mod tests {
             assert!(session.send(Command::Send, &packet(1)).is_some());
         }
         assert_eq!(session.send(Command::Send, &packet(1)), None);
-        assert_eq!(session.step(&mut &Command::Send.received(&packet(1))[..]), Ok(Step::Delivered(0)));
+        assert_eq!(session.step(&mut &Command::Send.received(&hash(1))[..]), Ok(Step::Delivered(0)));
         assert!(session.can_send());
     }
 

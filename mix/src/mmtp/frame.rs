@@ -3,7 +3,7 @@
 //!
 //! Who says what when is `client` and `server`.
 
-use crate::crypto::{DIGEST_LEN, Digest, sha1};
+use crate::crypto::{DIGEST_LEN, Digest, Prefix};
 use crate::packet::{PACKET_LEN, Packet};
 
 /// The one version that is spoken. The specification says 1.0, the network never did (minion-spec A.3).
@@ -82,38 +82,48 @@ impl Command {
         }
     }
 
-    fn digest(self, packet: &Packet) -> Digest {
-        match self {
-            Self::Send => sha1(&[packet.as_bytes(), b"SEND"]),
-            Self::Junk => sha1(&[packet.as_bytes(), b"JUNK"]),
-        }
+    fn digest(self, packet: &Prefix) -> Digest {
+        packet.followed_by(match self {
+            Self::Send => b"SEND",
+            Self::Junk => b"JUNK",
+        })
     }
 
     /// The unit that carries `packet` under this command.
     pub fn unit(self, packet: &Packet) -> Vec<u8> {
+        self.unit_of(packet, &hashed(packet))
+    }
+
+    /// As [`Command::unit`], of a packet that was hashed before.
+    pub(super) fn unit_of(self, packet: &Packet, hash: &Prefix) -> Vec<u8> {
         let mut unit = Vec::with_capacity(UNIT_LEN);
         unit.extend_from_slice(self.control());
         unit.extend_from_slice(packet.as_bytes());
-        unit.extend_from_slice(&self.digest(packet).0);
+        unit.extend_from_slice(&self.digest(hash).0);
         unit
     }
 
-    /// The answer of a server that has `packet` on disk, or has forgotten it if it was padding.
-    pub(super) fn received(self, packet: &Packet) -> Answer {
-        let digest = match self {
-            Self::Send => sha1(&[packet.as_bytes(), b"RECEIVED"]),
-            Self::Junk => sha1(&[packet.as_bytes(), b"RECEIVED JUNK"]),
-        };
+    /// The answer of a server that has the packet on disk, or has forgotten it if it was padding.
+    pub(super) fn received(self, packet: &Prefix) -> Answer {
+        let digest = packet.followed_by(match self {
+            Self::Send => b"RECEIVED",
+            Self::Junk => b"RECEIVED JUNK",
+        });
         answer(b"RECEIVED\r\n", digest)
     }
+}
+
+/// A packet as the digests of its unit and of both its answers begin.
+pub(super) fn hashed(packet: &Packet) -> Prefix {
+    Prefix::new(packet.as_bytes())
 }
 
 /// An answer as it goes over the wire.
 pub(super) type Answer = [u8; ANSWER_LEN];
 
-/// The answer of a server that has not taken `packet`.
-pub(super) fn rejected(packet: &Packet) -> Answer {
-    answer(b"REJECTED\r\n", sha1(&[packet.as_bytes(), b"REJECTED"]))
+/// The answer of a server that has not taken the packet.
+pub(super) fn rejected(packet: &Prefix) -> Answer {
+    answer(b"REJECTED\r\n", packet.followed_by(b"REJECTED"))
 }
 
 fn answer(control: &[u8; ANSWER_CONTROL_LEN], digest: Digest) -> Answer {
@@ -143,16 +153,17 @@ pub(super) fn check_offer(line: &[u8]) -> Result<(), PeerMisbehaved> {
     if offered { Ok(()) } else { Err(PeerMisbehaved::NoCommonVersion) }
 }
 
-/// Reads one unit.
+/// Reads one unit. Gives its packet, and that as its answers begin.
 ///
 /// # Errors
 /// [`PeerMisbehaved::UnknownCommand`], [`PeerMisbehaved::WrongDigest`].
-pub(super) fn read_unit(unit: &[u8; UNIT_LEN]) -> Result<(Command, Packet), PeerMisbehaved> {
+pub(super) fn read_unit(unit: &[u8; UNIT_LEN]) -> Result<(Command, Packet, Prefix), PeerMisbehaved> {
     let (control, rest) = unit.split_first_chunk::<CONTROL_LEN>().expect("6 of 32794 octets");
     let (packet, digest) = rest.split_last_chunk::<DIGEST_LEN>().expect("20 of 32788 octets");
     let command = read_command(control)?;
     let packet = Packet::from_bytes(packet).expect("32768 octets left: UNIT_LEN");
-    if command.digest(&packet).0 == *digest { Ok((command, packet)) } else { Err(PeerMisbehaved::WrongDigest) }
+    let hash = hashed(&packet);
+    if command.digest(&hash).0 == *digest { Ok((command, packet, hash)) } else { Err(PeerMisbehaved::WrongDigest) }
 }
 
 /// Reads the control line of a unit.
@@ -220,6 +231,11 @@ pub(super) mod tests {
         Packet::from_bytes(&[octet; PACKET_LEN]).unwrap()
     }
 
+    /// The same, hashed.
+    pub(in crate::mmtp) fn hash(octet: u8) -> Prefix {
+        hashed(&packet(octet))
+    }
+
     fn hex(octets: &[u8]) -> String {
         octets.iter().map(|octet| format!("{octet:02x}")).collect()
     }
@@ -232,11 +248,11 @@ pub(super) mod tests {
         let junk = Command::Junk.unit(&packet);
         assert_eq!((send.len(), &send[..6], hex(&send[32774..]).as_str()), (32794, &b"SEND\r\n"[..], SEND_7));
         assert_eq!((junk.len(), &junk[..6], hex(&junk[32774..]).as_str()), (32794, &b"JUNK\r\n"[..], JUNK_7));
-        let received = Command::Send.received(&packet);
+        let received = Command::Send.received(&hash(7));
         assert_eq!((&received[..10], hex(&received[10..]).as_str()), (&b"RECEIVED\r\n"[..], RECEIVED_7));
-        let received = Command::Junk.received(&packet);
+        let received = Command::Junk.received(&hash(7));
         assert_eq!((&received[..10], hex(&received[10..]).as_str()), (&b"RECEIVED\r\n"[..], RECEIVED_JUNK_7));
-        let rejected = rejected(&packet);
+        let rejected = rejected(&hash(7));
         assert_eq!((&rejected[..10], hex(&rejected[10..]).as_str()), (&b"REJECTED\r\n"[..], REJECTED_7));
     }
 

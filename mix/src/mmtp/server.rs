@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use super::frame::{self, Answer, CONTROL_LEN, Command, Partial, PeerMisbehaved, UNIT_LEN, WINDOW};
+use crate::crypto::Prefix;
 use crate::packet::Packet;
 
 /// What the one who drives the session must do next.
@@ -71,10 +72,10 @@ impl ServerSession {
         }
         match self.read_unit(input)? {
             None => Ok(Step::Receive),
-            Some((command, packet)) => {
+            Some((command, packet, hash)) => {
                 let ticket = Ticket(self.first + self.slots.len() as u64);
-                let received = command.received(&packet);
-                self.slots.push_back(Slot::Open { received, rejected: frame::rejected(&packet) });
+                self.slots
+                    .push_back(Slot::Open { received: command.received(&hash), rejected: frame::rejected(&hash) });
                 Ok(match command {
                     Command::Send => Step::Packet(ticket, packet),
                     Command::Junk => Step::Junk(ticket, packet),
@@ -113,7 +114,7 @@ impl ServerSession {
         Ok(Step::Send(frame::version_line()))
     }
 
-    fn read_unit(&mut self, input: &mut &[u8]) -> Result<Option<(Command, Packet)>, PeerMisbehaved> {
+    fn read_unit(&mut self, input: &mut &[u8]) -> Result<Option<(Command, Packet, Prefix)>, PeerMisbehaved> {
         let unit = self.partial.fill::<UNIT_LEN>(input);
         if let Some(unit) = unit {
             return frame::read_unit(&unit).map(Some);
@@ -152,7 +153,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::frame::MAX_LINE_LEN;
-    use super::super::frame::tests::packet;
+    use super::super::frame::tests::{hash, packet};
     use super::*;
 
     /// A session that has agreed on the version.
@@ -197,7 +198,7 @@ mod tests {
         assert!(matches!(session.step(&mut input), Ok(Step::Receive)));
         assert!(!session.is_settled());
         session.received(ticket);
-        let expected = Command::Send.received(&packet(1));
+        let expected = Command::Send.received(&hash(1));
         assert!(matches!(session.step(&mut input), Ok(Step::Send(answer)) if answer == expected));
         assert!(session.is_settled());
     }
@@ -215,8 +216,7 @@ mod tests {
         assert!(matches!(session.step(&mut input), Ok(Step::Receive)));
         session.received(first);
         let expected =
-            [Command::Send.received(&packet(1)), frame::rejected(&packet(2)), Command::Send.received(&packet(3))]
-                .concat();
+            [Command::Send.received(&hash(1)), frame::rejected(&hash(2)), Command::Send.received(&hash(3))].concat();
         assert!(matches!(session.step(&mut input), Ok(Step::Send(answers)) if answers == expected));
     }
 
@@ -232,7 +232,7 @@ mod tests {
         session.received(junk);
         assert!(matches!(session.step(&mut input), Ok(Step::Receive)));
         session.received(ticket);
-        let expected = [Command::Send.received(&packet(1)), Command::Junk.received(&packet(2))].concat();
+        let expected = [Command::Send.received(&hash(1)), Command::Junk.received(&hash(2))].concat();
         assert!(matches!(session.step(&mut input), Ok(Step::Send(answers)) if answers == expected));
     }
 
@@ -275,9 +275,9 @@ mod tests {
         assert!(taken == [packet(1), packet(3)]);
         let expected = [
             b"MMTP 0.3\r\n".to_vec(),
-            Command::Send.received(&packet(1)).to_vec(),
-            Command::Junk.received(&packet(2)).to_vec(),
-            Command::Send.received(&packet(3)).to_vec(),
+            Command::Send.received(&hash(1)).to_vec(),
+            Command::Junk.received(&hash(2)).to_vec(),
+            Command::Send.received(&hash(3)).to_vec(),
         ]
         .concat();
         assert_eq!(sent, expected);
