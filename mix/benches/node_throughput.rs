@@ -197,10 +197,16 @@ fn main() {
     let folder = std::env::var_os("MIX_BENCH_HOME").map_or_else(std::env::temp_dir, PathBuf::from);
     let home = tempfile::tempdir_in(folder).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let memory = runtime.block_on(memory(home.path()));
-    println!("{WAITING} packets wait: {memory} MB resident. Asked: under 300 MB.");
-    let bare = bare_rsa_rate();
-    let rate = runtime.block_on(through_two_mixes(home.path()));
-    println!("bare RSA-2048 private operations, all cores: {bare:.0}/s");
-    println!("packets through a mix, all of this process: {rate:.0}/s, {:.2} of it. Asked: half.", rate / bare);
+    let asked =
+        |part: &str| !std::env::args().skip(1).any(|arg| ["memory", "throughput"].contains(&&*arg) && arg != part);
+    if asked("memory") {
+        let memory = runtime.block_on(memory(home.path()));
+        println!("{WAITING} packets wait: {memory} MB resident. Asked: under 300 MB.");
+    }
+    if asked("throughput") {
+        let bare = bare_rsa_rate();
+        let rate = runtime.block_on(through_two_mixes(home.path()));
+        println!("bare RSA-2048 private operations, all cores: {bare:.0}/s");
+        println!("packets through a mix, all of this process: {rate:.0}/s, {:.2} of it. Asked: half.", rate / bare);
+    }
 }

@@ -22,6 +22,7 @@ pub const SCHEMA: Schema = Schema {
         );
         CREATE INDEX maildrop_by_identity ON maildrop (identity, id);
     ",
+    slots: &[],
 };
 
 /// Puts a mail into the maildrop of `identity`.

@@ -444,13 +444,9 @@ mod tests {
         assert_eq!(mix.worker.counters.snapshot().invalid, 1);
     }
 
-    /// Lets the database grow by no page, or freely.
-    fn limit_pages(db: &Db, full: bool) {
-        db.write(move |tx| {
-            let pages = if full { tx.count("PRAGMA page_count", &[])? } else { 1_000_000 };
-            tx.first(&format!("PRAGMA max_page_count = {pages}"), &[], |_| Ok(()))
-        })
-        .unwrap();
+    /// Lets the disk be full, or not.
+    fn fill_disk(db: &Db, full: bool) {
+        db.write(move |tx| tx.allow_slots(full.then_some(0))).unwrap();
     }
 
     #[tokio::test]
@@ -459,9 +455,9 @@ mod tests {
         let incoming = Incoming::new(worker.db.clone(), Counters::default());
         let packet = || Packet::from_bytes(&[7; PACKET_LEN]).unwrap();
         assert_eq!(incoming.store(packet()).await, Ok(()));
-        limit_pages(&worker.db, true);
+        fill_disk(&worker.db, true);
         assert_eq!(incoming.store(packet()).await, Err(Refused));
-        limit_pages(&worker.db, false);
+        fill_disk(&worker.db, false);
         assert_eq!(
             incoming.store(packet()).await,
             Err(Refused),

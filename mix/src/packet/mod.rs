@@ -40,8 +40,15 @@ impl Packet {
     /// # Errors
     /// [`InvalidPacket::Length`] for any other count.
     pub fn from_bytes(octets: &[u8]) -> Result<Self, InvalidPacket> {
-        let boxed: Box<[u8]> = octets.into();
-        boxed.try_into().map(Self).map_err(|_| InvalidPacket::Length { len: octets.len() })
+        Self::from_box(octets.into())
+    }
+
+    /// As [`Packet::from_bytes`], of octets that need not be copied.
+    ///
+    /// # Errors
+    /// [`InvalidPacket::Length`].
+    pub fn from_box(octets: Box<[u8]>) -> Result<Self, InvalidPacket> {
+        octets.try_into().map(Self).map_err(|octets| InvalidPacket::Length { len: octets.len() })
     }
 
     /// Puts a packet together.
@@ -95,8 +102,15 @@ impl Payload {
     /// # Errors
     /// [`InvalidPacket::PayloadLength`] for any other count.
     pub fn from_bytes(octets: &[u8]) -> Result<Self, InvalidPacket> {
-        let boxed: Box<[u8]> = octets.into();
-        boxed.try_into().map(Self).map_err(|_| InvalidPacket::PayloadLength { len: octets.len() })
+        Self::from_box(octets.into())
+    }
+
+    /// As [`Payload::from_bytes`], of octets that need not be copied.
+    ///
+    /// # Errors
+    /// [`InvalidPacket::PayloadLength`].
+    pub fn from_box(octets: Box<[u8]>) -> Result<Self, InvalidPacket> {
+        octets.try_into().map(Self).map_err(|octets| InvalidPacket::PayloadLength { len: octets.len() })
     }
 
     /// Random octets: the payload of a DROP packet (E2E-spec 3.1).

@@ -2,23 +2,28 @@
 //!
 //! The only file that names `rusqlite`. Tables belong to the files beside this one and to other crates; each brings its
 //! own [`Schema`]. A step is a function on [`Tx`]: it is durable when [`Db::write`] returns, and what fails rolls back
-//! alone. What is deleted is overwritten (`secure_delete`), and gone from the write-ahead log too after
-//! [`Db::checkpoint`].
+//! alone. Packets lie in a file of slots beside it, and belong to steps as rows do ([`Tx::put`]). What is deleted is
+//! overwritten (`secure_delete`), and gone from the write-ahead log and from the slots too after [`Db::checkpoint`].
 
 use std::any::Any;
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::ops::Deref;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 pub use rusqlite::{Row, ToSql, params};
+
+pub use super::slots::{SLOT_LEN, Slot};
+use super::slots::{SlotFile, Slots};
 
 /// Steps that may share one commit. Bounds how long the first of them waits for the flush: 256 packets are 8 MiB.
 const MAX_GROUP: usize = 256;
@@ -27,6 +32,12 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pages in the write-ahead log before SQLite copies them into the file: 16 MiB. The default, 4 MiB, is 60 packets and
 /// would add a second flush to every few groups.
 const CHECKPOINT_PAGES: u32 = 4096;
+/// How long the writer waits for the next step before it overwrites slots that were left. Under load the next packets do.
+const WIPE_AFTER: Duration = Duration::from_secs(1);
+/// Commits after which it overwrites them though steps keep coming.
+const COMMITS_BEFORE_WIPE: u32 = 256;
+/// Slots overwritten before the writer looks whether a step waits: two megabytes.
+const WIPED_AT_ONCE: usize = 64;
 /// Statements kept prepared per connection; there are fewer different ones than this.
 const CACHED_STATEMENTS: usize = 256;
 /// Reading connections kept open between reads. More are opened when more threads read at once, and closed after.
@@ -37,7 +48,8 @@ const IDLE_READERS: usize = 16;
 /// ```
 /// use mix::store::db::{Db, Schema, StoreError, params};
 ///
-/// const LETTERS: Schema = Schema { name: "letters", version: 1, sql: "CREATE TABLE letter (text TEXT NOT NULL)" };
+/// const LETTERS: Schema =
+///     Schema { name: "letters", version: 1, sql: "CREATE TABLE letter (text TEXT NOT NULL)", slots: &[] };
 ///
 /// let folder = tempfile::tempdir().unwrap();
 /// let db = Db::open(&folder.path().join("private/letters.db"), &[LETTERS])?;
@@ -53,6 +65,8 @@ pub struct Schema {
     pub version: u32,
     /// Statements that create the tables; run once, in the transaction that records the version.
     pub sql: &'static str,
+    /// Queries that give the slots that the rows name, one column each. Empty: they name none.
+    pub slots: &'static [&'static str],
 }
 
 /// A handle on the database; clones share it. When the last one goes, what was queued is written, the write-ahead log
@@ -67,6 +81,7 @@ struct Shared {
     writer_id: ThreadId,
     /// `None` once closed.
     readers: Mutex<Option<Vec<Connection>>>,
+    slots: Option<Arc<SlotFile>>,
 }
 
 impl Db {
@@ -85,6 +100,9 @@ impl Db {
         private_file(path)?;
         let mut writer = connect(path)?;
         install(&mut writer, schemas)?;
+        let slots = open_slots(path, &writer, schemas)?;
+        let slot_file = slots.as_ref().map(|slots| Arc::clone(slots.file()));
+        let writer = Writer { connection: writer, slots: slots.map(RefCell::new) };
         let (jobs, queue) = channel();
         let thread = thread::Builder::new()
             .name("store-writer".to_owned())
@@ -96,6 +114,7 @@ impl Db {
             writer_id: thread.thread().id(),
             writer: Mutex::new(Some(thread)),
             readers: Mutex::new(Some(Vec::new())),
+            slots: slot_file,
         })))
     }
 
@@ -129,7 +148,7 @@ impl Db {
         done: impl FnOnce(Result<T, StoreError>) + Send + 'static,
     ) {
         let job = Job::Step(Box::new(move |writer| {
-            let result = writer.and_then(|writer| in_savepoint(writer, step));
+            let result = writer.and_then(|writer| writer.in_savepoint(step));
             let echo = result.as_ref().err().map(StoreError::echo);
             (echo, Box::new(move |group| done(result.and_then(|value| group.map(|()| value)))))
         }));
@@ -153,8 +172,10 @@ impl Db {
                 reader
             }
         };
+        let slots = self.0.slots.as_deref();
+        let _reading = slots.map(SlotFile::begin_read);
         run(&reader, "BEGIN")?;
-        let result = look(&View(&reader));
+        let result = look(&View { connection: &reader, slots });
         // A reader that cannot end its transaction, or whose `look` panicked, is dropped and with it its transaction.
         run(&reader, "COMMIT")?;
         if let Some(idle) = held(&self.0.readers).as_mut()
@@ -165,8 +186,8 @@ impl Db {
         result
     }
 
-    /// Copies the write-ahead log into the file and cuts it to nothing, after the steps queued before: what was deleted
-    /// is then in neither. (The blocks that the file system gets back are not overwritten.)
+    /// Copies the write-ahead log into the file and cuts it to nothing, and overwrites the slots that were left, after the
+    /// steps queued before: what was deleted is then in none of them. (The blocks that the file system gets back are not overwritten.)
     ///
     /// # Errors
     /// [`StoreError::Busy`] when a read lasts longer than SQLite waits; [`StoreError::Closed`], [`StoreError::Nested`].
@@ -222,7 +243,10 @@ impl std::fmt::Debug for Db {
 }
 
 /// What is committed, to look at. Statements stay prepared: write their text as a constant, values as parameters.
-pub struct View<'c>(&'c Connection);
+pub struct View<'c> {
+    connection: &'c Connection,
+    slots: Option<&'c SlotFile>,
+}
 
 impl View<'_> {
     /// The rows, each made into a value.
@@ -235,7 +259,7 @@ impl View<'_> {
         params: &[&dyn ToSql],
         mut make: impl FnMut(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Vec<T>, StoreError> {
-        let mut statement = self.0.prepare_cached(sql)?;
+        let mut statement = self.connection.prepare_cached(sql)?;
         let mut rows = statement.query(params)?;
         let mut values = Vec::new();
         while let Some(row) = rows.next()? {
@@ -254,7 +278,7 @@ impl View<'_> {
         params: &[&dyn ToSql],
         make: impl FnOnce(&Row<'_>) -> Result<T, StoreError>,
     ) -> Result<Option<T>, StoreError> {
-        let mut statement = self.0.prepare_cached(sql)?;
+        let mut statement = self.connection.prepare_cached(sql)?;
         let mut rows = statement.query(params)?;
         rows.next()?.map(make).transpose()
     }
@@ -275,10 +299,24 @@ impl View<'_> {
         let number: Option<i64> = self.first(sql, params, |row| Ok(row.get::<_, Option<i64>>(0)?))?.flatten();
         Ok(number.map_or(0, |number| u64::try_from(number).unwrap_or(0)))
     }
+
+    /// The first octets, `len` of them, of a slot that a row of this view names.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the database has no such slot; what the system says.
+    pub fn slot(&self, slot: Slot, len: usize) -> Result<Box<[u8]>, StoreError> {
+        let slots = self.slots.ok_or(StoreError::Corrupt { what: "a slot in a database without slots" })?;
+        let mut octets = vec![0; len].into_boxed_slice();
+        slots.read(slot, &mut octets)?;
+        Ok(octets)
+    }
 }
 
 /// A step under way: sees what it changes itself, and all of it becomes durable or none.
-pub struct Tx<'c>(View<'c>);
+pub struct Tx<'c> {
+    view: View<'c>,
+    slots: Option<&'c RefCell<Slots>>,
+}
 
 impl Tx<'_> {
     /// Runs a statement and says how many rows it changed.
@@ -286,7 +324,7 @@ impl Tx<'_> {
     /// # Errors
     /// What SQLite says.
     pub fn execute(&self, sql: &str, params: &[&dyn ToSql]) -> Result<usize, StoreError> {
-        Ok(self.0.0.prepare_cached(sql)?.execute(params)?)
+        Ok(self.view.connection.prepare_cached(sql)?.execute(params)?)
     }
 
     /// Inserts one row and gives its id.
@@ -294,7 +332,35 @@ impl Tx<'_> {
     /// # Errors
     /// What SQLite says.
     pub fn insert(&self, sql: &str, params: &[&dyn ToSql]) -> Result<i64, StoreError> {
-        Ok(self.0.0.prepare_cached(sql)?.insert(params)?)
+        Ok(self.view.connection.prepare_cached(sql)?.insert(params)?)
+    }
+
+    /// Puts octets into a slot, at most [`SLOT_LEN`]; a row must name it. It is given back with the step.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn put(&self, octets: &[u8]) -> Result<Slot, StoreError> {
+        Ok(self.slots()?.borrow_mut().put(octets)?)
+    }
+
+    /// The row that named a slot is deleted: its octets are gone when this step is durable, and overwritten soon.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when the database has no slots.
+    pub fn leave(&self, slot: Slot) -> Result<(), StoreError> {
+        self.slots()?.borrow_mut().leave(slot);
+        Ok(())
+    }
+
+    /// Lets the disk be full when so many slots are in use.
+    #[cfg(test)]
+    pub(crate) fn allow_slots(&self, most: Option<i64>) -> Result<(), StoreError> {
+        self.slots()?.borrow_mut().allow(most);
+        Ok(())
+    }
+
+    fn slots(&self) -> Result<&RefCell<Slots>, StoreError> {
+        self.slots.ok_or(StoreError::Corrupt { what: "a slot in a database without slots" })
     }
 }
 
@@ -302,7 +368,7 @@ impl<'c> Deref for Tx<'c> {
     type Target = View<'c>;
 
     fn deref(&self) -> &View<'c> {
-        &self.0
+        &self.view
     }
 }
 
@@ -419,6 +485,12 @@ pub enum StoreError {
     /// A step called [`Db::write`], which would wait for itself.
     #[error("a step waits for another step")]
     Nested,
+    /// The file of slots cannot be read or written.
+    #[error("the file of packets beside the database")]
+    Slots {
+        /// What the system says.
+        source: Arc<io::Error>,
+    },
     /// Whatever else SQLite says: a broken constraint, a wrong statement, a failing disk.
     #[error("SQLite: {source}")]
     Sqlite {
@@ -447,6 +519,7 @@ impl StoreError {
             | Self::Folder { .. }
             | Self::Locked { .. }
             | Self::SchemaVersion { .. }
+            | Self::Slots { .. }
             | Self::Corrupt { .. } => StoreErrorKind::Operator,
             Self::Sqlite { source } if source.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) => {
                 StoreErrorKind::Operator
@@ -461,6 +534,7 @@ impl StoreError {
             Self::Full => Self::Full,
             Self::Busy => Self::Busy,
             Self::Corrupt { what } => Self::Corrupt { what },
+            Self::Slots { source } => Self::Slots { source: Arc::clone(source) },
             Self::Sqlite { source } => Self::Sqlite { source: Arc::clone(source) },
             _ => Self::Undone,
         }
@@ -485,9 +559,27 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
+/// Of the file of slots.
+impl From<io::Error> for StoreError {
+    fn from(source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full,
+            io::ErrorKind::UnexpectedEof => Self::Corrupt { what: "a slot beyond the end of the file of packets" },
+            _ => Self::Slots { source: Arc::new(source) },
+        }
+    }
+}
+
+/// What the writer thread has.
+struct Writer {
+    connection: Connection,
+    /// Borrowed for no longer than a call.
+    slots: Option<RefCell<Slots>>,
+}
+
 /// A step as the writer sees it. Given the reason why it cannot run instead of the connection, it only answers. Says what
 /// the rest of the group must hear if its failure undid them too, and how to tell its caller.
-type Step = Box<dyn FnOnce(Result<&Connection, StoreError>) -> (Option<StoreError>, Answer) + Send>;
+type Step = Box<dyn FnOnce(Result<&Writer, StoreError>) -> (Option<StoreError>, Answer) + Send>;
 type Answer = Box<dyn FnOnce(Result<(), StoreError>)>;
 
 enum Job {
@@ -497,30 +589,51 @@ enum Job {
 
 /// The writer thread. Ends when the last sender is gone and the queue is empty; the lock is released after the file is
 /// closed.
-fn write_until_closed(writer: Connection, queue: &Receiver<Job>, lock: File) {
-    while let Ok(first) = queue.recv() {
-        let mut next = Some(first);
-        while let Some(job) = next {
-            next = match job {
-                Job::Step(step) => write_group(&writer, step, queue),
-                Job::Checkpoint(tell) => {
-                    // Who asked may have stopped listening.
-                    let _ = tell.send(checkpoint(&writer));
-                    None
+fn write_until_closed(mut writer: Writer, queue: &Receiver<Job>, lock: File) {
+    let mut commits = 0;
+    let mut wipe_after = WIPE_AFTER;
+    loop {
+        let first =
+            if writer.has_stale_slots() { queue.recv_timeout(wipe_after) } else { queue.recv().map_err(Into::into) };
+        match first {
+            Ok(first) => {
+                let mut next = Some(first);
+                while let Some(job) = next {
+                    next = match job {
+                        Job::Step(step) => {
+                            commits += 1;
+                            write_group(&writer, step, queue)
+                        }
+                        Job::Checkpoint(tell) => {
+                            // Who asked may have stopped listening.
+                            let _ = tell.send(writer.checkpoint());
+                            None
+                        }
+                    };
                 }
-            };
+                if commits >= COMMITS_BEFORE_WIPE {
+                    commits = 0;
+                    // What cannot be overwritten now is tried again with the next commits.
+                    let _ = writer.wipe(WIPED_AT_ONCE);
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                let all = writer.wipe(WIPED_AT_ONCE).map_or(true, |wiped| wiped < WIPED_AT_ONCE);
+                wipe_after = if all { WIPE_AFTER } else { Duration::ZERO };
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
         }
     }
     // Nobody is left to tell. What is not copied now stays in the write-ahead log and is read from there next time.
-    let _ = checkpoint(&writer);
+    let _ = writer.checkpoint();
     drop(writer);
     drop(lock);
 }
 
 /// Runs `first` and the steps that wait behind it in one transaction, then tells their callers. Gives back the job that
 /// ended the group without being a step.
-fn write_group(writer: &Connection, first: Step, queue: &Receiver<Job>) -> Option<Job> {
-    if let Err(refused) = begin(writer) {
+fn write_group(writer: &Writer, first: Step, queue: &Receiver<Job>) -> Option<Job> {
+    if let Err(refused) = begin(&writer.connection) {
         tell(vec![first(Err(refused)).1], None);
         return None;
     }
@@ -531,7 +644,7 @@ fn write_group(writer: &Connection, first: Step, queue: &Receiver<Job>) -> Optio
     while let Some(step) = next.take() {
         let (echo, answer) = step(Ok(writer));
         answers.push(answer);
-        if writer.is_autocommit() {
+        if writer.connection.is_autocommit() {
             // Some failures, a full disk among them, undo the whole transaction and not the step alone.
             failure = Some(echo.unwrap_or(StoreError::Undone));
         } else if answers.len() < MAX_GROUP {
@@ -542,7 +655,12 @@ fn write_group(writer: &Connection, first: Step, queue: &Receiver<Job>) -> Optio
             }
         }
     }
-    tell(answers, failure.or_else(|| commit(writer).err()));
+    let failure = failure.or_else(|| writer.commit().err());
+    if let Some(slots) = &writer.slots {
+        let mut slots = slots.borrow_mut();
+        if failure.is_some() { slots.abandon() } else { slots.committed() }
+    }
+    tell(answers, failure);
     other
 }
 
@@ -554,19 +672,56 @@ fn tell(answers: Vec<Answer>, failure: Option<StoreError>) {
     }
 }
 
-fn in_savepoint<T>(writer: &Connection, step: impl FnOnce(&Tx<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
-    run(writer, "SAVEPOINT step")?;
-    // Whatever the step left half done is rolled back with its savepoint; what it owned went with the panic.
-    let result = catch_unwind(AssertUnwindSafe(|| step(&Tx(View(writer)))))
-        .unwrap_or_else(|panic| Err(StoreError::Panicked { message: panic_message(panic.as_ref()) }));
-    if result.is_err() && !writer.is_autocommit() && run(writer, "ROLLBACK TO step").is_err() {
-        // It must not be committed: the group goes with it. If this fails as well, the commit will.
-        let _ = run(writer, "ROLLBACK");
+impl Writer {
+    fn in_savepoint<T>(&self, step: impl FnOnce(&Tx<'_>) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let Self { connection, slots } = self;
+        run(connection, "SAVEPOINT step")?;
+        let mark = slots.as_ref().map(|slots| (slots, slots.borrow().mark()));
+        let file = slots.as_ref().map(|slots| Arc::clone(slots.borrow().file()));
+        let tx = Tx { view: View { connection, slots: file.as_deref() }, slots: slots.as_ref() };
+        // Whatever the step left half done is rolled back with its savepoint; what it owned went with the panic.
+        let result = catch_unwind(AssertUnwindSafe(|| step(&tx)))
+            .unwrap_or_else(|panic| Err(StoreError::Panicked { message: panic_message(panic.as_ref()) }));
+        if result.is_err() {
+            if let Some((slots, mark)) = mark {
+                slots.borrow_mut().roll_back(mark);
+            }
+            if !connection.is_autocommit() && run(connection, "ROLLBACK TO step").is_err() {
+                // It must not be committed: the group goes with it. If this fails as well, the commit will.
+                let _ = run(connection, "ROLLBACK");
+            }
+        }
+        if !connection.is_autocommit() {
+            run(connection, "RELEASE step")?;
+        }
+        result
     }
-    if !writer.is_autocommit() {
-        run(writer, "RELEASE step")?;
+
+    /// The octets first: no row may name a slot that a crash left empty.
+    fn commit(&self) -> Result<(), StoreError> {
+        let put = self.slots.as_ref().map_or(Ok(()), |slots| slots.borrow().sync());
+        if let Err(e) = put {
+            // If this fails, the commit would have, and the next BEGIN says so.
+            let _ = run(&self.connection, "ROLLBACK");
+            return Err(e.into());
+        }
+        commit(&self.connection)
     }
-    result
+
+    fn has_stale_slots(&self) -> bool {
+        self.slots.as_ref().is_some_and(|slots| slots.borrow().is_stale())
+    }
+
+    fn wipe(&mut self, limit: usize) -> Result<usize, StoreError> {
+        Ok(self.slots.as_mut().map_or(Ok(0), |slots| slots.get_mut().wipe(limit))?)
+    }
+
+    fn checkpoint(&mut self) -> Result<(), StoreError> {
+        // Those that somebody reads come later.
+        let slots = self.wipe(usize::MAX);
+        checkpoint(&self.connection)?;
+        slots.map(|_| ())
+    }
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {
@@ -671,6 +826,28 @@ fn private_file(path: &Path) -> Result<(), StoreError> {
     file.set_permissions(Permissions::from_mode(0o600)).map_err(open)
 }
 
+/// The slots beside the database at `path`, if any of these tables name some.
+fn open_slots(path: &Path, writer: &Connection, schemas: &[Schema]) -> Result<Option<Slots>, StoreError> {
+    let queries: Vec<_> = schemas.iter().flat_map(|schema| schema.slots).collect();
+    if queries.is_empty() {
+        return Ok(None);
+    }
+    let path = path.with_extension("packets");
+    private_file(&path)?;
+    let open = |source| StoreError::Open { path: path.clone(), source };
+    let file = OpenOptions::new().read(true).write(true).open(&path).map_err(open)?;
+    let mut used = HashSet::new();
+    for query in queries {
+        let named = View { connection: writer, slots: None }.all(query, &[], |row| Ok(Slot(row.get(0)?)))?;
+        for slot in named {
+            if !used.insert(slot) {
+                return Err(StoreError::Corrupt { what: "two rows that name one slot" });
+            }
+        }
+    }
+    Ok(Some(Slots::open(file, &used)?))
+}
+
 fn connect(path: &Path) -> Result<Connection, StoreError> {
     // Without SQLITE_OPEN_URI: a path that begins with "file:" is a path.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -692,8 +869,8 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
 fn install(writer: &mut Connection, schemas: &[Schema]) -> Result<(), StoreError> {
     let tx = writer.transaction()?;
     tx.execute_batch("CREATE TABLE IF NOT EXISTS schema_version (name TEXT PRIMARY KEY, version INTEGER NOT NULL)")?;
-    for &Schema { name, version: known, sql } in schemas {
-        let look = View(&tx);
+    for &Schema { name, version: known, sql, .. } in schemas {
+        let look = View { connection: &tx, slots: None };
         let found = look.first("SELECT version FROM schema_version WHERE name = ?1", params![name], |row| {
             Ok(row.get::<_, u32>(0)?)
         })?;

@@ -47,6 +47,7 @@ pub const SCHEMA: Schema = Schema {
             PRIMARY KEY (scope, message_id)
         ) WITHOUT ROWID;
     ",
+    slots: &[],
 };
 
 row_id! {

@@ -26,6 +26,7 @@ pub const SCHEMA: Schema = Schema {
         );
         CREATE TABLE inbox_seen (delivery_key BLOB PRIMARY KEY, seen INTEGER NOT NULL) WITHOUT ROWID;
     ",
+    slots: &[],
 };
 
 row_id! {

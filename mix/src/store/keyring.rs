@@ -15,6 +15,7 @@ pub const SCHEMA: Schema = Schema {
     name: "keyring",
     version: 1,
     sql: "CREATE TABLE identity (name TEXT PRIMARY KEY, surb_key BLOB NOT NULL, created INTEGER NOT NULL) WITHOUT ROWID",
+    slots: &[],
 };
 
 /// One of the user's names, and the key of its reply blocks.

@@ -12,6 +12,7 @@ pub mod keyring;
 pub mod outbox;
 pub mod queue;
 pub mod replay;
+mod slots;
 pub mod surbs;
 
 pub use db::{Db, Schema, StoreError, StoreErrorKind, Tx, View};
@@ -22,9 +23,9 @@ pub const NODE_SCHEMAS: [Schema; 3] = [queue::SCHEMA, replay::SCHEMA, fragments:
 pub const GATEWAY_SCHEMAS: [Schema; 5] =
     [keyring::SCHEMA, outbox::SCHEMA, inbox::SCHEMA, surbs::SCHEMA, fragments::SCHEMA];
 
-use db::Row;
+use db::{Row, Slot};
 
-use crate::packet::{Handle, NextHop, Packet, Payload, RoutingType};
+use crate::packet::{Handle, NextHop, PACKET_LEN, PAYLOAD_LEN, Packet, Payload, RoutingType};
 
 /// The packet in a column, not copied more than once.
 fn packet(row: &Row<'_>, column: usize) -> Result<Packet, StoreError> {
@@ -35,6 +36,16 @@ fn packet(row: &Row<'_>, column: usize) -> Result<Packet, StoreError> {
 fn payload(row: &Row<'_>, column: usize) -> Result<Payload, StoreError> {
     Payload::from_bytes(db::octets(row, column)?)
         .map_err(|_| StoreError::Corrupt { what: "a stored payload of the wrong length" })
+}
+
+/// The packet in a slot.
+fn packet_in(view: &View<'_>, slot: Slot) -> Result<Packet, StoreError> {
+    Ok(Packet::from_box(view.slot(slot, PACKET_LEN)?).expect("a packet's length: asked for above"))
+}
+
+/// The payload in a slot.
+fn payload_in(view: &View<'_>, slot: Slot) -> Result<Payload, StoreError> {
+    Ok(Payload::from_box(view.slot(slot, PAYLOAD_LEN)?).expect("a payload's length: asked for above"))
 }
 
 fn handle(row: &Row<'_>, column: usize) -> Result<Option<Handle>, StoreError> {

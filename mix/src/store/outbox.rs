@@ -37,6 +37,7 @@ pub const SCHEMA: Schema = Schema {
             octets BLOB NOT NULL
         );
     ",
+    slots: &[],
 };
 
 row_id! {

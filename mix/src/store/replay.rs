@@ -22,6 +22,7 @@ pub const SCHEMA: Schema = Schema {
             PRIMARY KEY (packet_key, hash)
         ) WITHOUT ROWID;
     ",
+    slots: &[],
 };
 
 /// Remembers a packet that was opened with the packet key of this digest. Says false when it was here before. The

@@ -12,6 +12,7 @@ pub const SCHEMA: Schema = Schema {
     name: "surbs",
     version: 1,
     sql: "CREATE TABLE used_surb (digest BLOB PRIMARY KEY, expires INTEGER NOT NULL) WITHOUT ROWID",
+    slots: &[],
 };
 
 /// Remembers that the reply block with this digest is used. Says false when it was used before: do not use it then.

@@ -29,11 +29,13 @@ pub(crate) fn reopened(folder: &Path, db: Db, schemas: &[Schema]) -> Db {
     Db::open(&folder.join("store.db"), schemas).unwrap()
 }
 
-/// A database as a kill at this moment would leave it: a copy of the file and its write-ahead log.
+/// A database as a kill at this moment would leave it: a copy of the file, its write-ahead log and its slots.
 pub(crate) fn as_after_a_kill(folder: &Path, schemas: &[Schema]) -> (TempDir, Db) {
     let copy = private_folder();
-    for name in ["store.db", "store.db-wal"] {
-        std::fs::copy(folder.join(name), copy.path().join(name)).unwrap();
+    for name in ["store.db", "store.db-wal", "store.packets"] {
+        if folder.join(name).exists() {
+            std::fs::copy(folder.join(name), copy.path().join(name)).unwrap();
+        }
     }
     let db = Db::open(&copy.path().join("store.db"), schemas).unwrap();
     (copy, db)

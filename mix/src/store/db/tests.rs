@@ -13,6 +13,7 @@ const NOTES: Schema = Schema {
         CREATE TABLE note (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE, octets BLOB);
         CREATE TABLE reply (note INTEGER NOT NULL REFERENCES note (id) DEFERRABLE INITIALLY DEFERRED);
     ",
+    slots: &[],
 };
 
 fn note(tx: &Tx<'_>, text: &str) -> Result<i64, StoreError> {
@@ -285,7 +286,7 @@ fn tables_of_another_version_are_refused_by_name() {
 fn tables_of_a_new_owner_are_added_to_an_old_file() {
     let (folder, db) = fresh(&[NOTES]);
     db.write(|tx| note(tx, "kept")).unwrap();
-    let letters = Schema { name: "letters", version: 1, sql: "CREATE TABLE letter (text TEXT)" };
+    let letters = Schema { name: "letters", version: 1, sql: "CREATE TABLE letter (text TEXT)", slots: &[] };
     let db = reopened(folder.path(), db, &[NOTES, letters]);
     db.write(|tx| tx.insert("INSERT INTO letter (text) VALUES ('new')", &[])).unwrap();
     assert_eq!(db.read(notes).unwrap(), ["kept"]);

@@ -5,10 +5,9 @@
 use std::fmt;
 use std::time::SystemTime;
 
-use super::{drop_content, put_content};
 use crate::packet::{Handle, Payload, RoutingType};
-use crate::store::db::{Row, StoreError, Tx, View, instant, octets, params, row_id, seconds, sql_limit};
-use crate::store::{handle, payload, routing_type};
+use crate::store::db::{Row, Slot, StoreError, Tx, View, instant, octets, params, row_id, seconds, sql_limit};
+use crate::store::{handle, payload_in, routing_type};
 
 row_id! {
     /// A delivery.
@@ -63,11 +62,11 @@ pub(super) fn enqueue_payload(
     exit_type: RoutingType,
     address: &[u8],
     handle: Option<Handle>,
-    content: i64,
+    slot: Slot,
 ) -> Result<ExitId, StoreError> {
     tx.insert(
-        "INSERT INTO exit (whole_message, exit_type, address, handle, content) VALUES (FALSE, ?1, ?2, ?3, ?4)",
-        params![exit_type.0, address, handle.map(|handle| handle.0), content],
+        "INSERT INTO exit (exit_type, address, handle, slot) VALUES (?1, ?2, ?3, ?4)",
+        params![exit_type.0, address, handle.map(|handle| handle.0), slot.0],
     )
     .map(ExitId)
 }
@@ -82,10 +81,9 @@ pub fn insert_message(
     address: &[u8],
     compressed: &[u8],
 ) -> Result<ExitId, StoreError> {
-    let content = put_content(tx, compressed)?;
     tx.insert(
-        "INSERT INTO exit (whole_message, exit_type, address, content) VALUES (TRUE, ?1, ?2, ?3)",
-        params![exit_type.0, address, content],
+        "INSERT INTO exit (exit_type, address, message) VALUES (?1, ?2, ?3)",
+        params![exit_type.0, address, compressed],
     )
     .map(ExitId)
 }
@@ -96,11 +94,10 @@ pub fn insert_message(
 /// What the database says.
 pub fn due(view: &View<'_>, now: SystemTime, limit: usize) -> Result<Vec<ExitItem>, StoreError> {
     view.all(
-        "SELECT exit.id, attempts, exit_type, address, whole_message, handle, octets
-            FROM exit JOIN content ON content.id = exit.content
-            WHERE next_attempt <= ?1 ORDER BY next_attempt, exit.id LIMIT ?2",
+        "SELECT id, attempts, exit_type, address, handle, slot, message
+            FROM exit WHERE next_attempt <= ?1 ORDER BY next_attempt, id LIMIT ?2",
         params![seconds(now), sql_limit(limit)],
-        item,
+        |row| item(view, row),
     )
 }
 
@@ -125,10 +122,10 @@ pub fn count(view: &View<'_>) -> Result<u64, StoreError> {
 /// # Errors
 /// What the database says.
 pub fn delivered(tx: &Tx<'_>, id: ExitId) -> Result<bool, StoreError> {
-    let content = tx.first("SELECT content FROM exit WHERE id = ?1", params![id.0], |row| Ok(row.get::<_, i64>(0)?))?;
-    let Some(content) = content else { return Ok(false) };
+    let slot = tx.first("SELECT slot FROM exit WHERE id = ?1", params![id.0], |row| Ok(row.get::<_, Option<_>>(0)?))?;
+    let Some(slot) = slot else { return Ok(false) };
     tx.execute("DELETE FROM exit WHERE id = ?1", params![id.0])?;
-    drop_content(tx, content)?;
+    slot.map_or(Ok(()), |slot| tx.leave(Slot(slot)))?;
     Ok(true)
 }
 
@@ -152,12 +149,10 @@ pub fn give_up(tx: &Tx<'_>, id: ExitId) -> Result<bool, StoreError> {
     delivered(tx, id)
 }
 
-fn item(row: &Row<'_>) -> Result<ExitItem, StoreError> {
-    let whole_message: bool = row.get(4)?;
-    let content = if whole_message {
-        ExitContent::Message(octets(row, 6)?.to_vec())
-    } else {
-        ExitContent::Payload { handle: handle(row, 5)?, payload: payload(row, 6)? }
+fn item(view: &View<'_>, row: &Row<'_>) -> Result<ExitItem, StoreError> {
+    let content = match row.get::<_, Option<i64>>(5)? {
+        Some(slot) => ExitContent::Payload { handle: handle(row, 4)?, payload: payload_in(view, Slot(slot))? },
+        None => ExitContent::Message(octets(row, 6)?.to_vec()),
     };
     Ok(ExitItem {
         id: ExitId(row.get(0)?),

@@ -3,8 +3,8 @@
 use super::pool::{self, PoolItem};
 use crate::crypto::Digest;
 use crate::packet::Packet;
-use crate::store::db::{StoreError, Tx, View, params, row_id, sql_limit};
-use crate::store::{packet, replay};
+use crate::store::db::{Slot, StoreError, Tx, View, params, row_id, sql_limit};
+use crate::store::{packet_in, replay};
 
 row_id! {
     /// A packet that was received and not opened yet. Later packets have higher numbers, and none comes twice.
@@ -34,7 +34,13 @@ pub enum Admission {
 /// # Errors
 /// What the database says.
 pub fn push(tx: &Tx<'_>, packet: &Packet) -> Result<IncomingId, StoreError> {
-    tx.insert("INSERT INTO incoming (octets) VALUES (?1)", params![packet.as_bytes()]).map(IncomingId)
+    let slot = tx.put(packet.as_bytes())?;
+    enqueue(tx, slot)
+}
+
+/// Takes in a packet that lies in a slot already.
+pub(super) fn enqueue(tx: &Tx<'_>, slot: Slot) -> Result<IncomingId, StoreError> {
+    tx.insert("INSERT INTO incoming (slot) VALUES (?1)", params![slot.0]).map(IncomingId)
 }
 
 /// The packets behind `after`, in order, at most `limit`. Begin with `None`.
@@ -43,9 +49,9 @@ pub fn push(tx: &Tx<'_>, packet: &Packet) -> Result<IncomingId, StoreError> {
 /// What the database says.
 pub fn load(view: &View<'_>, after: Option<IncomingId>, limit: usize) -> Result<Vec<(IncomingId, Packet)>, StoreError> {
     view.all(
-        "SELECT id, octets FROM incoming WHERE id > ?1 ORDER BY id LIMIT ?2",
+        "SELECT id, slot FROM incoming WHERE id > ?1 ORDER BY id LIMIT ?2",
         params![after.map_or(0, |after| after.0), sql_limit(limit)],
-        |row| Ok((IncomingId(row.get(0)?), packet(row, 1)?)),
+        |row| Ok((IncomingId(row.get(0)?), packet_in(view, Slot(row.get(1)?))?)),
     )
 }
 
@@ -87,5 +93,9 @@ pub fn finish(
 /// # Errors
 /// What the database says.
 pub fn discard(tx: &Tx<'_>, id: IncomingId) -> Result<bool, StoreError> {
-    Ok(tx.execute("DELETE FROM incoming WHERE id = ?1", params![id.0])? > 0)
+    let slot = tx.first("SELECT slot FROM incoming WHERE id = ?1", params![id.0], |row| Ok(Slot(row.get(0)?)))?;
+    let Some(slot) = slot else { return Ok(false) };
+    tx.execute("DELETE FROM incoming WHERE id = ?1", params![id.0])?;
+    tx.leave(slot)?;
+    Ok(true)
 }

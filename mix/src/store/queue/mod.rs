@@ -2,8 +2,8 @@
 //!
 //! A step from queue to queue is one transaction: a crash loses nothing and repeats nothing. When packets leave the
 //! pool is `crate::batch`'s, when a delivery is tried again `crate::node`'s.
-//! Octets that wait lie in one table and the queues point at them: a 32 KB packet is not written again, and its old
-//! place overwritten, for each queue that it passes.
+//! Packets lie in slots beside the database, and the queues name these: 32 KB are not written again, and their old place
+//! overwritten, for each queue that they pass.
 
 pub mod exit;
 pub mod incoming;
@@ -15,26 +15,22 @@ pub use incoming::{Admission, IncomingId, Next};
 pub use outgoing::{Cargo, Destination, DestinationId, OutgoingId};
 pub use pool::{PoolId, PoolItem};
 
-use super::db::{Schema, StoreError, Tx, params};
+use super::db::Schema;
 
 /// The tables of this folder. No arrival times: they would only help to link what comes in with what goes out.
 pub const SCHEMA: Schema = Schema {
     name: "queue",
-    version: 2,
+    version: 3,
     // AUTOINCREMENT where a reader pages by id: a number must not come again.
     sql: "
-        CREATE TABLE incoming (id INTEGER PRIMARY KEY AUTOINCREMENT, octets BLOB NOT NULL);
-        CREATE TABLE content (id INTEGER PRIMARY KEY, octets BLOB NOT NULL);
+        CREATE TABLE incoming (id INTEGER PRIMARY KEY AUTOINCREMENT, slot INTEGER NOT NULL);
         CREATE TABLE pool (
             id INTEGER PRIMARY KEY AUTOINCREMENT,
             routing_type INTEGER NOT NULL,
             routing_info BLOB NOT NULL,
-            next_key_id BLOB,
             handle BLOB,
-            content INTEGER NOT NULL REFERENCES content (id)
+            slot INTEGER NOT NULL
         );
-        CREATE INDEX pool_by_content ON pool (content);
-        CREATE INDEX pool_by_next ON pool (next_key_id) WHERE next_key_id IS NOT NULL;
         CREATE TABLE destination (
             id INTEGER PRIMARY KEY AUTOINCREMENT,
             routing_type INTEGER NOT NULL,
@@ -46,33 +42,31 @@ pub const SCHEMA: Schema = Schema {
             id INTEGER PRIMARY KEY AUTOINCREMENT,
             destination INTEGER NOT NULL REFERENCES destination (id),
             -- Padding of the link has none.
-            content INTEGER REFERENCES content (id)
+            slot INTEGER
         );
-        CREATE INDEX outgoing_by_content ON outgoing (content);
         CREATE INDEX outgoing_by_destination ON outgoing (destination, id);
         CREATE TABLE exit (
             id INTEGER PRIMARY KEY AUTOINCREMENT,
-            whole_message INTEGER NOT NULL,
             exit_type INTEGER NOT NULL,
             address BLOB NOT NULL,
             handle BLOB,
             attempts INTEGER NOT NULL DEFAULT 0,
             next_attempt INTEGER NOT NULL DEFAULT 0,
-            content INTEGER NOT NULL REFERENCES content (id)
+            -- The payload of one packet,
+            slot INTEGER,
+            -- or a message that was put together from fragments.
+            message BLOB,
+            CHECK ((slot IS NULL) <> (message IS NULL))
         );
-        CREATE INDEX exit_by_content ON exit (content);
         CREATE INDEX exit_by_time ON exit (next_attempt, id);
     ",
+    slots: &[
+        "SELECT slot FROM incoming",
+        "SELECT slot FROM pool",
+        "SELECT slot FROM outgoing WHERE slot IS NOT NULL",
+        "SELECT slot FROM exit WHERE slot IS NOT NULL",
+    ],
 };
-
-fn put_content(tx: &Tx<'_>, octets: &[u8]) -> Result<i64, StoreError> {
-    tx.insert("INSERT INTO content (octets) VALUES (?1)", params![octets])
-}
-
-fn drop_content(tx: &Tx<'_>, content: i64) -> Result<(), StoreError> {
-    tx.execute("DELETE FROM content WHERE id = ?1", params![content])?;
-    Ok(())
-}
 
 #[cfg(test)]
 mod tests {
@@ -117,8 +111,9 @@ mod tests {
         all.into_iter().map(|(_, cargo)| cargo).collect()
     }
 
-    fn contents(db: &Db) -> u64 {
-        db.read(|view| view.count("SELECT count(*) FROM content", &[])).unwrap()
+    fn slots(db: &Db) -> u64 {
+        let count = |sql: &&str| db.read(|view| view.count(&sql.replacen("slot", "count(slot)", 1), &[])).unwrap();
+        SCHEMA.slots.iter().map(count).sum()
     }
 
     #[test]
@@ -217,11 +212,10 @@ mod tests {
         let (_folder, db) = fresh(&SCHEMAS);
         pooled(&db, vec![relay("me.example.org", 1), relay("a.example.org", 2)]);
         let own = hop("me.example.org");
-        assert_eq!(db.read(|view| pool::relays_to(view, &own.key_id())).unwrap().len(), 1);
         assert_eq!(release_all(&db, Some(own)), Released { relays: 1, deliveries: 0, own: 1 });
         let back = db.read(|view| incoming::load(view, None, 10)).unwrap();
         assert_eq!(back.into_iter().map(|(_, packet)| packet).collect::<Vec<_>>(), [packet(1)]);
-        assert_eq!(contents(&db), 1);
+        assert_eq!(slots(&db), 2);
     }
 
     #[test]
@@ -237,7 +231,7 @@ mod tests {
         assert_eq!(db.read(outgoing::destinations).unwrap()[0].attempts, 0);
         db.write(move |tx| outgoing::sent(tx, &[first, second])).unwrap();
         assert!(db.read(outgoing::destinations).unwrap().is_empty());
-        assert_eq!(contents(&db), 0);
+        assert_eq!(slots(&db), 0);
     }
 
     #[test]
@@ -278,7 +272,7 @@ mod tests {
         assert_eq!(cargo(&db, a).len(), 2);
         assert_eq!(db.write(move |tx| outgoing::give_up(tx, a)).unwrap(), 2);
         assert_eq!(db.read(outgoing::count).unwrap(), 1);
-        assert_eq!(contents(&db), 1);
+        assert_eq!(slots(&db), 1);
     }
 
     #[test]
@@ -300,7 +294,7 @@ mod tests {
         assert!(!db.write(move |tx| exit::give_up(tx, id)).unwrap());
         let gone = db.write(move |tx| exit::postpone(tx, id, hour(9)));
         assert!(matches!(gone, Err(StoreError::Missing { .. })), "{gone:?}");
-        assert_eq!((db.read(exit::count).unwrap(), contents(&db)), (0, 0));
+        assert_eq!((db.read(exit::count).unwrap(), slots(&db)), (0, 0));
     }
 
     #[test]
@@ -314,10 +308,25 @@ mod tests {
     }
 
     #[test]
-    fn octets_of_the_wrong_length_are_called_damage() {
-        let (_folder, db) = fresh(&SCHEMAS);
-        db.write(|tx| tx.insert("INSERT INTO incoming (octets) VALUES (x'00')", &[])).unwrap();
+    fn row_that_names_a_slot_beyond_the_file_is_called_damage() {
+        let (folder, db) = fresh(&SCHEMAS);
+        db.write(|tx| tx.insert("INSERT INTO incoming (slot) VALUES (5)", &[])).unwrap();
         let read = db.read(|view| incoming::load(view, None, 1));
         assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
+        drop(db);
+        let refused = Db::open(&folder.path().join("store.db"), &SCHEMAS);
+        assert!(matches!(refused, Err(StoreError::Corrupt { what }) if what.contains("beyond the end")));
+    }
+
+    #[test]
+    fn slot_that_two_rows_name_is_called_damage() {
+        let (folder, db) = fresh(&SCHEMAS);
+        db.write(|tx| incoming::push(tx, &packet(1))).unwrap();
+        db.write(|tx| tx.insert("INSERT INTO outgoing (destination, slot) SELECT 1, slot FROM incoming", &[]))
+            .unwrap_err();
+        db.write(|tx| tx.insert("INSERT INTO incoming (slot) SELECT slot FROM incoming", &[])).unwrap();
+        drop(db);
+        let refused = Db::open(&folder.path().join("store.db"), &SCHEMAS);
+        assert!(matches!(refused, Err(StoreError::Corrupt { what }) if what.contains("two rows")));
     }
 }

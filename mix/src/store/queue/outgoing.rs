@@ -3,12 +3,12 @@
 //! Retries belong to the mix, never to a packet: a packet with a time of its own would leave alone, and could be told
 //! from the others of its batch. When the next one is due is not kept: `node::outgoing` counts batches.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
-use super::drop_content;
 use crate::packet::{NextHop, Packet};
-use crate::store::db::{Row, StoreError, Tx, View, params, row_id, sql_limit};
-use crate::store::{next_hop, packet};
+use crate::store::db::{Row, Slot, StoreError, Tx, View, params, row_id, sql_limit};
+use crate::store::{next_hop, packet_in};
 
 row_id! {
     /// A mix that packets wait for.
@@ -56,20 +56,43 @@ impl fmt::Debug for Cargo {
     }
 }
 
-/// Puts octets that lie in `content` behind the others for their mix. If that is waiting to be tried again they wait
-/// with the others.
-pub(super) fn enqueue(tx: &Tx<'_>, next: &NextHop, content: i64) -> Result<OutgoingId, StoreError> {
+/// Puts packets behind the others for their mix, several in one step. If that is waiting to be tried again they wait with
+/// the others.
+#[derive(Default)]
+pub(super) struct Enqueue {
+    /// The destinations of this step: it is asked for each once.
+    known: HashMap<NextHop, i64>,
+}
+
+impl Enqueue {
+    /// The packet in `slot`.
+    pub(super) fn push(&mut self, tx: &Tx<'_>, next: &NextHop, slot: Slot) -> Result<OutgoingId, StoreError> {
+        let destination = match self.known.get(next) {
+            Some(destination) => *destination,
+            None => {
+                let (destination, _) = put_destination(tx, next)?;
+                self.known.insert(next.clone(), destination);
+                destination
+            }
+        };
+        let sql = "INSERT INTO outgoing (destination, slot) VALUES (?1, ?2)";
+        tx.insert(sql, params![destination, slot.0]).map(OutgoingId)
+    }
+}
+
+/// The row of a mix, and whether nothing had waited for it.
+fn put_destination(tx: &Tx<'_>, next: &NextHop) -> Result<(i64, bool), StoreError> {
     let (routing_type, info) = next.to_routing();
-    tx.execute(
-        "INSERT OR IGNORE INTO destination (routing_type, routing_info) VALUES (?1, ?2)",
+    let found = tx.first(
+        "SELECT id FROM destination WHERE routing_type = ?1 AND routing_info = ?2",
         params![routing_type.0, info],
+        |row| Ok(row.get(0)?),
     )?;
-    tx.insert(
-        "INSERT INTO outgoing (destination, content)
-            SELECT id, ?3 FROM destination WHERE routing_type = ?1 AND routing_info = ?2",
-        params![routing_type.0, info, content],
-    )
-    .map(OutgoingId)
+    if let Some(id) = found {
+        return Ok((id, false));
+    }
+    let sql = "INSERT INTO destination (routing_type, routing_info) VALUES (?1, ?2)";
+    Ok((tx.insert(sql, params![routing_type.0, info])?, true))
 }
 
 /// Puts padding for a mix into the queue, if nothing waits for it. Says whether it did.
@@ -77,20 +100,11 @@ pub(super) fn enqueue(tx: &Tx<'_>, next: &NextHop, content: i64) -> Result<Outgo
 /// # Errors
 /// What the database says.
 pub fn pad_if_idle(tx: &Tx<'_>, next: &NextHop) -> Result<bool, StoreError> {
-    let (routing_type, info) = next.to_routing();
-    let added = tx.execute(
-        "INSERT OR IGNORE INTO destination (routing_type, routing_info) VALUES (?1, ?2)",
-        params![routing_type.0, info],
-    )?;
-    if added == 0 {
-        return Ok(false);
+    let (destination, idle) = put_destination(tx, next)?;
+    if idle {
+        tx.insert("INSERT INTO outgoing (destination) VALUES (?1)", params![destination])?;
     }
-    tx.execute(
-        "INSERT INTO outgoing (destination, content)
-            SELECT id, NULL FROM destination WHERE routing_type = ?1 AND routing_info = ?2",
-        params![routing_type.0, info],
-    )?;
-    Ok(true)
+    Ok(idle)
 }
 
 /// The mixes that anything waits for.
@@ -111,13 +125,12 @@ pub fn cargo_for(
     limit: usize,
 ) -> Result<Vec<(OutgoingId, Cargo)>, StoreError> {
     view.all(
-        "SELECT outgoing.id, outgoing.content IS NULL, octets
-            FROM outgoing LEFT JOIN content ON content.id = outgoing.content
-            WHERE destination = ?1 ORDER BY outgoing.id LIMIT ?2",
+        "SELECT id, slot FROM outgoing WHERE destination = ?1 ORDER BY id LIMIT ?2",
         params![destination.0, sql_limit(limit)],
         |row| {
-            let cargo = if row.get(1)? { Cargo::Junk } else { Cargo::Packet(packet(row, 2)?) };
-            Ok((OutgoingId(row.get(0)?), cargo))
+            let slot: Option<i64> = row.get(1)?;
+            let packet = slot.map(|slot| packet_in(view, Slot(slot))).transpose()?;
+            Ok((OutgoingId(row.get(0)?), packet.map_or(Cargo::Junk, Cargo::Packet)))
         },
     )
 }
@@ -127,7 +140,7 @@ pub fn cargo_for(
 /// # Errors
 /// What the database says.
 pub fn count(view: &View<'_>) -> Result<u64, StoreError> {
-    view.count("SELECT count(*) FROM outgoing WHERE content IS NOT NULL", &[])
+    view.count("SELECT count(*) FROM outgoing WHERE slot IS NOT NULL", &[])
 }
 
 /// Forgets what its mix has acknowledged; its failed attempts are forgotten with it.
@@ -135,13 +148,12 @@ pub fn count(view: &View<'_>) -> Result<u64, StoreError> {
 /// # Errors
 /// What the database says.
 pub fn sent(tx: &Tx<'_>, ids: &[OutgoingId]) -> Result<(), StoreError> {
-    let mut settled = None;
+    let mut destinations = HashSet::new();
     for id in ids {
-        let Some((destination, _)) = drop_cargo(tx, *id)? else { continue };
-        if settled != Some(destination) {
-            tx.execute("UPDATE destination SET attempts = 0 WHERE id = ?1", params![destination])?;
-            settled = Some(destination);
-        }
+        destinations.extend(drop_cargo(tx, *id)?.map(|(destination, _)| destination));
+    }
+    for destination in destinations {
+        tx.execute("UPDATE destination SET attempts = 0 WHERE id = ?1 AND attempts > 0", params![destination])?;
         drop_if_empty(tx, destination)?;
     }
     Ok(())
@@ -174,15 +186,15 @@ pub fn give_up(tx: &Tx<'_>, destination: DestinationId) -> Result<u64, StoreErro
 
 /// Whose it was, and whether it was a packet.
 fn drop_cargo(tx: &Tx<'_>, id: OutgoingId) -> Result<Option<(i64, bool)>, StoreError> {
-    let row = tx.first("SELECT destination, content FROM outgoing WHERE id = ?1", params![id.0], |row| {
-        Ok((row.get::<_, i64>(0)?, row.get::<_, Option<i64>>(1)?))
+    let row = tx.first("SELECT destination, slot FROM outgoing WHERE id = ?1", params![id.0], |row| {
+        Ok((row.get(0)?, row.get::<_, Option<i64>>(1)?.map(Slot)))
     })?;
-    let Some((destination, content)) = row else { return Ok(None) };
+    let Some((destination, slot)) = row else { return Ok(None) };
     tx.execute("DELETE FROM outgoing WHERE id = ?1", params![id.0])?;
-    if let Some(content) = content {
-        drop_content(tx, content)?;
+    if let Some(slot) = slot {
+        tx.leave(slot)?;
     }
-    Ok(Some((destination, content.is_some())))
+    Ok(Some((destination, slot.is_some())))
 }
 
 fn drop_if_empty(tx: &Tx<'_>, destination: i64) -> Result<(), StoreError> {

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use super::{drop_content, exit, outgoing, put_content};
+use super::{exit, incoming, outgoing};
 use crate::crypto::KeyId;
 use crate::packet::{Handle, NextHop, Packet, Payload, RoutingType};
-use crate::store::db::{Row, StoreError, Tx, View, octets, params, row_id};
+use crate::store::db::{Row, Slot, StoreError, Tx, View, octets, params, row_id};
 use crate::store::{next_hop, routing_type};
 
 row_id! {
@@ -64,18 +64,18 @@ pub struct Released {
 pub fn insert(tx: &Tx<'_>, item: &PoolItem) -> Result<PoolId, StoreError> {
     match item {
         PoolItem::Relay { next, packet } => {
-            let content = put_content(tx, packet.as_bytes())?;
+            let slot = tx.put(packet.as_bytes())?;
             let (routing_type, info) = next.to_routing();
             tx.insert(
-                "INSERT INTO pool (routing_type, routing_info, next_key_id, content) VALUES (?1, ?2, ?3, ?4)",
-                params![routing_type.0, info, next.key_id().0, content],
+                "INSERT INTO pool (routing_type, routing_info, slot) VALUES (?1, ?2, ?3)",
+                params![routing_type.0, info, slot.0],
             )
         }
         PoolItem::Deliver { exit_type, address, handle, payload } => {
-            let content = put_content(tx, payload.as_bytes())?;
+            let slot = tx.put(payload.as_bytes())?;
             tx.insert(
-                "INSERT INTO pool (routing_type, routing_info, handle, content) VALUES (?1, ?2, ?3, ?4)",
-                params![exit_type.0, address, handle.map(|handle| handle.0), content],
+                "INSERT INTO pool (routing_type, routing_info, handle, slot) VALUES (?1, ?2, ?3, ?4)",
+                params![exit_type.0, address, handle.map(|handle| handle.0), slot.0],
             )
         }
     }
@@ -98,15 +98,6 @@ pub fn ids(view: &View<'_>) -> Result<Vec<PoolId>, StoreError> {
     view.all("SELECT id FROM pool ORDER BY id", &[], |row| Ok(PoolId(row.get(0)?)))
 }
 
-/// Those whose next mix has this identity key: our own, if it is ours. There is no sense in waiting for a connection
-/// to oneself; [`release`] hands them back to the incoming queue.
-///
-/// # Errors
-/// What the database says.
-pub fn relays_to(view: &View<'_>, key_id: &KeyId) -> Result<Vec<PoolId>, StoreError> {
-    view.all("SELECT id FROM pool WHERE next_key_id = ?1 ORDER BY id", params![key_id.0], |row| Ok(PoolId(row.get(0)?)))
-}
-
 /// Lets a batch go: packets for other mixes become outgoing, payloads enter the exit queue, and packets whose next mix
 /// is `own` come in again. Within a destination they leave in the order of `ids`, so shuffle these first. Ids that are no
 /// longer in the pool are passed over: a batch that was released and not noted is not released twice.
@@ -115,9 +106,10 @@ pub fn relays_to(view: &View<'_>, key_id: &KeyId) -> Result<Vec<PoolId>, StoreEr
 /// What the database says.
 pub fn release(tx: &Tx<'_>, ids: &[PoolId], own: Option<&KeyId>) -> Result<Released, StoreError> {
     let mut released = Released::default();
+    let mut queues = outgoing::Enqueue::default();
     for id in ids {
         let Some(leaving) = tx.first(
-            "SELECT routing_type, routing_info, next_key_id, handle, content FROM pool WHERE id = ?1",
+            "SELECT routing_type, routing_info, handle, slot FROM pool WHERE id = ?1",
             params![id.0],
             leaving,
         )?
@@ -126,17 +118,17 @@ pub fn release(tx: &Tx<'_>, ids: &[PoolId], own: Option<&KeyId>) -> Result<Relea
         };
         tx.execute("DELETE FROM pool WHERE id = ?1", params![id.0])?;
         match leaving {
-            Leaving::Relay { next, content } if Some(&next.key_id()) == own => {
-                tx.execute("INSERT INTO incoming (octets) SELECT octets FROM content WHERE id = ?1", params![content])?;
-                drop_content(tx, content)?;
+            // There is no sense in waiting for a connection to oneself.
+            Leaving::Relay { next, slot } if Some(&next.key_id()) == own => {
+                incoming::enqueue(tx, slot)?;
                 released.own += 1;
             }
-            Leaving::Relay { next, content } => {
-                outgoing::enqueue(tx, &next, content)?;
+            Leaving::Relay { next, slot } => {
+                queues.push(tx, &next, slot)?;
                 released.relays += 1;
             }
-            Leaving::Deliver { exit_type, address, handle, content } => {
-                exit::enqueue_payload(tx, exit_type, &address, handle, content)?;
+            Leaving::Deliver { exit_type, address, handle, slot } => {
+                exit::enqueue_payload(tx, exit_type, &address, handle, slot)?;
                 released.deliveries += 1;
             }
         }
@@ -145,20 +137,15 @@ pub fn release(tx: &Tx<'_>, ids: &[PoolId], own: Option<&KeyId>) -> Result<Relea
 }
 
 enum Leaving {
-    Relay { next: NextHop, content: i64 },
-    Deliver { exit_type: RoutingType, address: Vec<u8>, handle: Option<Handle>, content: i64 },
+    Relay { next: NextHop, slot: Slot },
+    Deliver { exit_type: RoutingType, address: Vec<u8>, handle: Option<Handle>, slot: Slot },
 }
 
 fn leaving(row: &Row<'_>) -> Result<Leaving, StoreError> {
-    let content = row.get(4)?;
-    let relays: Option<[u8; 20]> = row.get(2)?;
-    if relays.is_some() {
-        return Ok(Leaving::Relay { next: next_hop(row, 0, 1)?, content });
+    let (routing_type, slot) = (routing_type(row, 0)?, Slot(row.get(3)?));
+    if !routing_type.is_exit() {
+        return Ok(Leaving::Relay { next: next_hop(row, 0, 1)?, slot });
     }
-    Ok(Leaving::Deliver {
-        exit_type: routing_type(row, 0)?,
-        address: octets(row, 1)?.to_vec(),
-        handle: crate::store::handle(row, 3)?,
-        content,
-    })
+    let handle = crate::store::handle(row, 2)?;
+    Ok(Leaving::Deliver { exit_type: routing_type, address: octets(row, 1)?.to_vec(), handle, slot })
 }
