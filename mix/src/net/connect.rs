@@ -3,6 +3,8 @@
 //! When to try, and when to try again, is decided above. What has no answer when the connection ends is tried again:
 //! should it have arrived all the same, the next mix takes it for a replay and drops it.
 
+use std::collections::VecDeque;
+use std::future::Future;
 use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -83,6 +85,14 @@ impl<I> Unit<I> {
     }
 }
 
+impl<I> Unit<I> {
+    /// The same, known by another name; and its own.
+    fn under<J>(self, name: J) -> (I, Unit<J>) {
+        let Self { id, command, packet } = self;
+        (id, Unit { id: name, command, packet })
+    }
+}
+
 /// What became of a unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -92,6 +102,20 @@ pub enum Outcome {
     Rejected,
     /// No answer: try again later.
     Unanswered,
+}
+
+/// Where the units of a connection come from, and where their outcomes go. Several connections may share one: see
+/// [`Connector::hand_over`].
+pub trait Cargo: Send {
+    /// By what the caller knows a unit.
+    type Id: Send;
+
+    /// The next unit to send. `None`: there is none left; it is not asked again.
+    fn next(&mut self) -> impl Future<Output = Option<Unit<Self::Id>>> + Send;
+
+    /// What became of a unit that was sent. Each is told of once, in the order in which they were given; when the
+    /// connection is stopped, those without an answer are not told of.
+    fn settled(&mut self, id: Self::Id, outcome: Outcome);
 }
 
 /// What became of all units.
@@ -203,30 +227,35 @@ impl Connector {
 
     /// Connects to the next mix and hands it all units in order, as many at a time as its answers allow. `now` is what
     /// the peer's certificate is checked against. Ends early, with what is known by then, when `stop` is cancelled.
-    pub async fn deliver<I>(
+    pub async fn deliver<I: Send>(
         &self,
         next: &NextHop,
         units: Vec<Unit<I>>,
         now: SystemTime,
         stop: &CancellationToken,
     ) -> Delivery<I> {
-        let mut outcomes = vec![Outcome::Unanswered; units.len()];
-        let failure = if units.is_empty() {
-            None
-        } else {
-            let attempt = self.attempt(next, &units, &mut outcomes, now);
-            stop.run_until_cancelled(attempt).await.unwrap_or(Err(Undelivered::Stopped)).err()
-        };
-        Delivery { outcomes: units.into_iter().map(|unit| unit.id).zip(outcomes).collect(), failure }
+        let (ids, unsent): (Vec<_>, Vec<_>) =
+            units.into_iter().enumerate().map(|(place, unit)| unit.under(place)).unzip();
+        let mut all = All { outcomes: vec![Outcome::Unanswered; ids.len()], unsent: unsent.into_iter() };
+        let failure = if ids.is_empty() { None } else { self.hand_over(next, &mut all, now, stop).await.err() };
+        Delivery { outcomes: ids.into_iter().zip(all.outcomes).collect(), failure }
     }
 
-    async fn attempt<I>(
+    /// Connects to the next mix and hands it what `cargo` gives, until there is no more.
+    ///
+    /// # Errors
+    /// Why it ended before. What was not asked for then is still there.
+    pub async fn hand_over<C: Cargo>(
         &self,
         next: &NextHop,
-        units: &[Unit<I>],
-        outcomes: &mut [Outcome],
+        cargo: &mut C,
         now: SystemTime,
+        stop: &CancellationToken,
     ) -> Result<(), Undelivered> {
+        stop.run_until_cancelled(self.attempt(next, cargo, now)).await.unwrap_or(Err(Undelivered::Stopped))
+    }
+
+    async fn attempt<C: Cargo>(&self, next: &NextHop, cargo: &mut C, now: SystemTime) -> Result<(), Undelivered> {
         let stream = Metered::new(self.connect(next).await?, self.bandwidth.as_ref());
         let mut link = timeout(self.config.handshake_timeout, tls::connect(next.key_id(), now, stream))
             .await
@@ -236,7 +265,10 @@ impl Connector {
                 None => Undelivered::Handshake { source },
             })?;
         link.get_mut().0.take_turns(PacketsGo::Out);
-        exchange(link, units, outcomes, &self.config).await
+        let mut under_way = UnderWay::new(cargo);
+        let ended = exchange(link, &mut under_way, &self.config).await;
+        under_way.end();
+        ended
     }
 
     async fn connect(&self, next: &NextHop) -> Result<TcpStream, Undelivered> {
@@ -263,7 +295,7 @@ impl Connector {
 }
 
 /// As [`Connector::deliver`], for whoever connects once: nothing is remembered, nothing forbidden, nothing counted.
-pub async fn deliver<I>(
+pub async fn deliver<I: Send>(
     next: &NextHop,
     units: Vec<Unit<I>>,
     config: &ConnectConfig,
@@ -274,11 +306,77 @@ pub async fn deliver<I>(
     connector.deliver(next, units, now, stop).await
 }
 
+/// Units that are all there from the beginning, known by their place.
+struct All {
+    unsent: std::vec::IntoIter<Unit<usize>>,
+    outcomes: Vec<Outcome>,
+}
+
+impl Cargo for All {
+    type Id = usize;
+
+    async fn next(&mut self) -> Option<Unit<usize>> {
+        self.unsent.next()
+    }
+
+    fn settled(&mut self, place: usize, outcome: Outcome) {
+        if let Some(slot) = self.outcomes.get_mut(place) {
+            *slot = outcome;
+        }
+    }
+}
+
+/// Units that were asked for and have no outcome yet.
+struct UnderWay<'c, C: Cargo> {
+    cargo: &'c mut C,
+    /// Sent, the oldest first.
+    ids: VecDeque<C::Id>,
+    /// To be sent next. Asked for ahead, to know whether there is anything left.
+    next: Option<Unit<C::Id>>,
+    /// Whether it is worth asking.
+    any_left: bool,
+}
+
+impl<'c, C: Cargo> UnderWay<'c, C> {
+    fn new(cargo: &'c mut C) -> Self {
+        Self { cargo, ids: VecDeque::new(), next: None, any_left: true }
+    }
+
+    async fn look_ahead(&mut self) {
+        if self.next.is_none() && self.any_left {
+            self.next = self.cargo.next().await;
+            self.any_left = self.next.is_some();
+        }
+    }
+
+    /// The octets of the next unit, if there is one and the session lets it go.
+    fn send(&mut self, session: &mut ClientSession) -> Option<Vec<u8>> {
+        let Unit { command, packet, .. } = self.next.as_ref()?;
+        let octets = session.send(*command, packet)?;
+        self.ids.extend(self.next.take().map(|unit| unit.id));
+        Some(octets)
+    }
+
+    /// Answers come in the order of the units.
+    fn settle(&mut self, outcome: Outcome) {
+        if let Some(id) = self.ids.pop_front() {
+            self.cargo.settled(id, outcome);
+        }
+    }
+
+    /// The connection is over.
+    fn end(mut self) {
+        self.ids.extend(self.next.take().map(|unit| unit.id));
+        while !self.ids.is_empty() {
+            self.settle(Outcome::Unanswered);
+        }
+    }
+}
+
 /// Drives the session until every unit has its answer.
-async fn exchange<I>(
+async fn exchange<C: Cargo>(
     link: ClientLink,
-    units: &[Unit<I>],
-    outcomes: &mut [Outcome],
+    units: &mut UnderWay<'_, C>,
     config: &ConnectConfig,
 ) -> Result<(), Undelivered> {
     let (mut reader, mut writer) = tokio::io::split(link);
@@ -286,23 +384,21 @@ async fn exchange<I>(
     let mut writing = Writing::default();
     let mut buffer = [0; READ_LEN];
     let mut unread = 0..0;
-    let mut unsent = units.iter();
     let mut write_error = None;
     let began = Instant::now();
     let mut last_progress = began;
     loop {
         let input = buffer.get(unread.clone()).unwrap_or_default();
-        go_on(&mut session, input, &mut writing, outcomes)?;
+        go_on(&mut session, input, &mut writing, units)?;
         let old = began.elapsed() >= config.max_lifetime;
-        if !old
-            && session.can_send()
-            && writing.is_empty()
-            && let Some(octets) = unsent.next().and_then(|unit| session.send(unit.command, &unit.packet))
-        {
-            writing.push(octets);
-        }
         let agreed = session.is_agreed();
-        if agreed && session.unanswered() == 0 && (old || unsent.len() == 0) {
+        if agreed && writing.is_empty() {
+            units.look_ahead().await;
+            if !old && let Some(octets) = units.send(&mut session) {
+                writing.push(octets);
+            }
+        }
+        if agreed && session.unanswered() == 0 && (old || units.next.is_none()) {
             break;
         }
         let deadline = if agreed { last_progress + config.progress_timeout } else { began + config.handshake_timeout };
@@ -324,22 +420,22 @@ async fn exchange<I>(
     }
     // Everything is answered: whether the peer hears the goodbye makes no difference.
     let _ = timeout(GOODBYE, writer.shutdown()).await;
-    if unsent.len() == 0 { Ok(()) } else { Err(Undelivered::LifetimeOver) }
+    if units.next.is_some() { Err(Undelivered::LifetimeOver) } else { Ok(()) }
 }
 
 /// Lets the session go on as far as it can with this input.
-fn go_on(
+fn go_on<C: Cargo>(
     session: &mut ClientSession,
     mut input: &[u8],
     writing: &mut Writing,
-    outcomes: &mut [Outcome],
+    units: &mut UnderWay<'_, C>,
 ) -> Result<(), PeerMisbehaved> {
     loop {
         match session.step(&mut input)? {
             Step::Send(octets) => writing.push(octets),
             Step::Agreed => {}
-            Step::Delivered(number) => settle(outcomes, number, Outcome::Delivered),
-            Step::Rejected(number) => settle(outcomes, number, Outcome::Rejected),
+            Step::Delivered(_) => units.settle(Outcome::Delivered),
+            Step::Rejected(_) => units.settle(Outcome::Rejected),
             Step::Receive => return Ok(()),
         }
     }
@@ -351,12 +447,6 @@ fn ended_early(read: io::Result<usize>, write_error: Option<io::Error>) -> Undel
         // Old TLS libraries hang up without saying so.
         (Err(source), None) if source.kind() != io::ErrorKind::UnexpectedEof => Undelivered::Broken { source },
         _ => Undelivered::Closed,
-    }
-}
-
-fn settle(outcomes: &mut [Outcome], number: usize, outcome: Outcome) {
-    if let Some(slot) = outcomes.get_mut(number) {
-        *slot = outcome;
     }
 }
 

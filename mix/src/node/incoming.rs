@@ -127,13 +127,16 @@ pub(super) struct Worker {
     pub(super) stop: CancellationToken,
 }
 
-/// Starts a thread for each core, and the task that feeds them. The threads end when the task does.
+/// Threads for each core: while one waits for the disk, another has the core.
+const THREADS_PER_CORE: usize = 2;
+
+/// Starts the threads, and the task that feeds them. The threads end when the task does.
 pub(super) fn start(incoming: &Incoming, worker: Worker) -> (Vec<thread::JoinHandle<()>>, tokio::task::JoinHandle<()>) {
     let (feed, fed) = channel(READ_AHEAD);
     let fed = Arc::new(Mutex::new(fed));
     let worker = Arc::new(worker);
     let cores = thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let threads = (0..cores)
+    let threads = (0..cores * THREADS_PER_CORE)
         .map(|_| {
             let (worker, fed) = (Arc::clone(&worker), Arc::clone(&fed));
             thread::spawn(move || worker.run(&fed))

@@ -5,12 +5,13 @@
 //! the clock brings anything forward, puts it off, or has it given up. Packets are given up after so many failures as the
 //! schedule has tries, whatever the date.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::seq::SliceRandom;
-use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, watch};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::{AcquireError, Mutex, Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
@@ -22,14 +23,19 @@ use super::durable;
 use super::mixing::Rhythm;
 use super::network::Network;
 use crate::mmtp::frame::WINDOW;
-use crate::net::connect::{Connector, Delivery, Outcome, Undelivered, Unit};
+use crate::net::connect::{self, Connector, Outcome, Undelivered, Unit};
 use crate::packet::NextHop;
-use crate::store::queue::outgoing::{self, Cargo, Destination};
+use crate::store::queue::outgoing::{self, Destination};
 use crate::store::queue::{DestinationId, OutgoingId};
 use crate::store::{Db, StoreError};
 
-/// Packets handed over in one connection, and in memory at a time: two megabytes.
+/// Packets that are worth a connection. Of so many more another one is opened beside it, where seats are free: an answer
+/// takes two flushes of the other side's disk, and no more than a window of packets is under way in each.
 const LOAD: usize = 64;
+/// Connections to one mix beside the first.
+const MORE_CONNECTIONS: usize = 3;
+/// Packets read at once, for all connections to one mix: a megabyte.
+const READ: usize = 32;
 /// How soon the queue is read again when it could not be.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 /// One seat of so many may be taken by mixes that are not in good standing. Anybody can write packets whose next mix is a
@@ -120,7 +126,7 @@ impl Outgoing {
             Some(Err(why)) => self.not_reached(id, destination.attempts, Some(&why)).await,
             Some(Ok(())) => match seats.take(good).await {
                 Err(_) => Ok(Served::Stopped),
-                Ok(_seat) => self.serve(destination).await,
+                Ok(_seat) => self.serve(destination, seats, good).await,
             },
         };
         let served = served.unwrap_or_else(|e| {
@@ -131,63 +137,68 @@ impl Outgoing {
     }
 
     /// Hands over what waits for one destination, or counts the failure.
-    async fn serve(&self, destination: Destination) -> Result<Served, StoreError> {
-        let id = destination.id;
-        loop {
-            if self.stop.is_cancelled() {
-                return Ok(Served::Stopped);
-            }
-            let cargo = durable::read(&self.db, move |view| outgoing::cargo_for(view, id, LOAD)).await?;
-            if cargo.is_empty() {
-                return Ok(Served::Taken);
-            }
-            let (junk, units) = self.units(cargo);
-            let delivery = self.connect.deliver(&destination.next, units, self.world.now(), &self.stop).await;
-            let Delivery { outcomes, failure } = delivery;
-            let (taken, refused): (Vec<_>, Vec<_>) =
-                outcomes.into_iter().partition(|(_, outcome)| *outcome == Outcome::Delivered);
-            let packets = taken.iter().filter(|(id, _)| !junk.contains(id)).count();
-            let rejected = refused.iter().any(|(_, outcome)| *outcome == Outcome::Rejected);
-            self.forget(taken.into_iter().map(|(id, _)| id).collect(), &junk).await;
-            if self.stop.is_cancelled() {
-                return Ok(Served::Stopped);
-            }
-            // A connection has its time and its number of packets. What is left goes into the next, when all others have had
-            // their turn; but who says no, or hangs up after a few, is not called again before the next batch.
-            let over = matches!(failure, Some(Undelivered::LifetimeOver | Undelivered::Closed));
-            if over && !rejected && packets >= WINDOW {
-                return Ok(Served::Taken);
-            }
-            if !refused.is_empty() {
-                // Whoever took something has no failures behind him.
-                let before = if packets > 0 { 0 } else { destination.attempts };
-                return self.not_reached(id, before, failure.as_ref()).await;
-            }
+    async fn serve(&self, destination: Destination, seats: &Seats, good: bool) -> Result<Served, StoreError> {
+        let (id, next) = (destination.id, &destination.next);
+        let most = LOAD * (MORE_CONNECTIONS + 1);
+        let waiting = durable::read(&self.db, move |view| outgoing::count_for(view, id, most)).await?;
+        let more = usize::try_from(waiting).unwrap_or(most).saturating_sub(1) / LOAD;
+        let more_seats = if good { seats.take_free(more) } else { Vec::new() };
+        let load = Load::new(self, id);
+        let (tell, told) = unbounded_channel();
+        let now = self.world.now();
+        let mut connections = JoinSet::new();
+        for _ in 0..=more_seats.len() {
+            let (this, next) = (self.clone(), next.clone());
+            let mut hold = Hold { load: load.clone(), settled: tell.clone() };
+            connections.spawn(async move { this.connect.hand_over(&next, &mut hold, now, &this.stop).await });
         }
+        drop(tell);
+        // Ends when the connections have: their ends of the channel go with them.
+        let sum = self.settle(told).await;
+        let failures: Vec<_> = connections.join_all().await.into_iter().filter_map(Result::err).collect();
+        drop(more_seats);
+        if self.stop.is_cancelled() {
+            return Ok(Served::Stopped);
+        }
+        let all_asked_for = load.ended()?;
+        if !sum.refused && (failures.is_empty() || all_asked_for) {
+            return Ok(Served::Taken);
+        }
+        // A connection has its time and its number of packets. What is left goes into the next, when all others have had
+        // their turn; but who says no, or hangs up after a few, is not called again before the next batch.
+        let over = |failure: &Undelivered| matches!(failure, Undelivered::LifetimeOver | Undelivered::Closed);
+        if failures.iter().all(over) && !sum.rejected && sum.packets >= WINDOW {
+            return Ok(Served::Taken);
+        }
+        // Whoever took something has no failures behind him.
+        let before = if sum.packets > 0 { 0 } else { destination.attempts };
+        self.not_reached(id, before, failures.first()).await
     }
 
-    /// What goes over the wire, and which of it is padding.
-    fn units(&self, cargo: Vec<(OutgoingId, Cargo)>) -> (HashSet<OutgoingId>, Vec<Unit<OutgoingId>>) {
-        let mut dice = self.world.dice();
-        let mut junk = HashSet::new();
-        let unit = |(id, cargo)| match cargo {
-            Cargo::Packet(packet) => Unit::packet(id, packet),
-            Cargo::Junk => {
-                junk.insert(id);
-                Unit::junk(id, &mut dice)
+    /// Forgets what was taken, several at a time, until the connections have ended.
+    async fn settle(&self, mut told: UnboundedReceiver<Settled>) -> Sum {
+        let mut sum = Sum::default();
+        let mut settled = Vec::new();
+        while told.recv_many(&mut settled, LOAD).await > 0 {
+            let mut taken = Vec::new();
+            let mut padding = 0;
+            for Settled { id, junk, outcome } in settled.drain(..) {
+                sum.rejected |= outcome == Outcome::Rejected;
+                if outcome == Outcome::Delivered {
+                    taken.push(id);
+                    padding += usize::from(junk);
+                } else {
+                    sum.refused = true;
+                }
             }
-        };
-        let units = cargo.into_iter().map(unit).collect();
-        (junk, units)
-    }
-
-    async fn forget(&self, taken: Vec<OutgoingId>, junk: &HashSet<OutgoingId>) {
-        if !taken.is_empty() {
-            let padding = taken.iter().filter(|id| junk.contains(id)).count();
-            self.counters.relayed((taken.len() - padding) as u64);
-            self.counters.junk(padding as u64);
-            durable::note(&self.db, &self.stop, move |tx| outgoing::sent(tx, &taken)).await;
+            if !taken.is_empty() {
+                sum.packets += taken.len() - padding;
+                self.counters.relayed((taken.len() - padding) as u64);
+                self.counters.junk(padding as u64);
+                durable::note(&self.db, &self.stop, move |tx| outgoing::sent(tx, &taken)).await;
+            }
         }
+        sum
     }
 
     async fn not_reached(
@@ -218,6 +229,97 @@ impl Outgoing {
                 Ok(Served::GivenUp)
             }
         }
+    }
+}
+
+/// What became of one unit.
+#[derive(Debug)]
+struct Settled {
+    id: OutgoingId,
+    junk: bool,
+    outcome: Outcome,
+}
+
+/// What became of all that was handed to one destination.
+#[derive(Debug, Default)]
+struct Sum {
+    /// Packets that it has acknowledged.
+    packets: usize,
+    /// It has not acknowledged everything.
+    refused: bool,
+    /// It has said so.
+    rejected: bool,
+}
+
+/// What waits for one destination, for all connections to it: each unit is given to one of them, in order. Read some at
+/// a time, as the mix takes them. Clones share it.
+#[derive(Clone)]
+struct Load(Arc<Mutex<Unsent>>);
+
+struct Unsent {
+    db: Db,
+    world: World,
+    destination: DestinationId,
+    read: VecDeque<(OutgoingId, outgoing::Cargo)>,
+    /// The last that was read.
+    after: Option<OutgoingId>,
+    /// Nothing is left, or it cannot be read.
+    end: Option<Result<(), StoreError>>,
+}
+
+impl Load {
+    fn new(outgoing: &Outgoing, destination: DestinationId) -> Self {
+        let (db, world) = (outgoing.db.clone(), outgoing.world.clone());
+        Self(Arc::new(Mutex::new(Unsent { db, world, destination, read: VecDeque::new(), after: None, end: None })))
+    }
+
+    /// Whether everything was given to a connection. The connections must have ended.
+    fn ended(self) -> Result<bool, StoreError> {
+        let unsent = Arc::into_inner(self.0).expect("all others went with the connections").into_inner();
+        unsent.end.transpose().map(|end| end.is_some())
+    }
+}
+
+impl Unsent {
+    async fn next(&mut self) -> Option<(OutgoingId, outgoing::Cargo)> {
+        if self.read.is_empty() && self.end.is_none() {
+            let (destination, after) = (self.destination, self.after);
+            let read = durable::read(&self.db, move |view| outgoing::cargo_for(view, destination, after, READ)).await;
+            match read {
+                Ok(read) if read.is_empty() => self.end = Some(Ok(())),
+                Ok(read) => {
+                    self.after = read.last().map(|(id, _)| *id);
+                    self.read = read.into();
+                }
+                Err(e) => self.end = Some(Err(e)),
+            }
+        }
+        self.read.pop_front()
+    }
+}
+
+/// One connection's hold.
+struct Hold {
+    load: Load,
+    settled: UnboundedSender<Settled>,
+}
+
+impl connect::Cargo for Hold {
+    /// And whether it is padding.
+    type Id = (OutgoingId, bool);
+
+    async fn next(&mut self) -> Option<Unit<Self::Id>> {
+        let mut unsent = self.load.0.lock().await;
+        let (id, cargo) = unsent.next().await?;
+        Some(match cargo {
+            outgoing::Cargo::Packet(packet) => Unit::packet((id, false), packet),
+            outgoing::Cargo::Junk => Unit::junk((id, true), &mut unsent.world.dice()),
+        })
+    }
+
+    fn settled(&mut self, (id, junk): Self::Id, outcome: Outcome) {
+        // The other end waits until this one goes.
+        let _ = self.settled.send(Settled { id, junk, outcome });
     }
 }
 
@@ -331,6 +433,11 @@ impl Seats {
     fn new(connections: usize) -> Self {
         let all = connections.max(STRANGERS);
         Self { all: Semaphore::new(all), strangers: Semaphore::new(all / STRANGERS) }
+    }
+
+    /// Seats that nobody waits for, at most so many.
+    fn take_free(&self, most: usize) -> Vec<SemaphorePermit<'_>> {
+        (0..most).map_while(|_| self.all.try_acquire().ok()).collect()
     }
 
     /// Waits for a seat, behind those who came before.

@@ -201,7 +201,7 @@ async fn dummies_stand_anywhere_among_the_packets_of_their_batch() {
         }
         assert_eq!(mixing.mix(&world).await.unwrap().relays, u64::from(2 * each));
         let to = mixing.db.read(outgoing::destinations).unwrap()[0].id;
-        let cargo = mixing.db.read(|view| outgoing::cargo_for(view, to, 100)).unwrap();
+        let cargo = mixing.db.read(|view| outgoing::cargo_for(view, to, None, 100)).unwrap();
         let is_dummy = |cargo: &Cargo| matches!(cargo, Cargo::Packet(packet) if packet.as_bytes()[0] >= each);
         first_half += cargo.iter().take(usize::from(each)).filter(|(_, cargo)| is_dummy(cargo)).count();
         mixing.db.write(move |tx| outgoing::give_up(tx, to)).unwrap();
@@ -268,7 +268,7 @@ async fn padding_leaves_with_the_batch_to_those_who_get_no_packet() {
     assert_eq!(released.relays, 1);
     let mut seen = BTreeMap::new();
     for to in mixing.db.read(outgoing::destinations).unwrap() {
-        let cargo = mixing.db.read(|view| outgoing::cargo_for(view, to.id, 10)).unwrap();
+        let cargo = mixing.db.read(|view| outgoing::cargo_for(view, to.id, None, 10)).unwrap();
         assert_eq!(cargo.len(), 1);
         seen.insert(to.next.key_id(), matches!(cargo[0].1, Cargo::Junk));
     }

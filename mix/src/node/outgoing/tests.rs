@@ -75,12 +75,17 @@ fn away() -> NextHop {
 }
 
 impl Bench {
-    /// Puts packets into the queue as a batch does.
+    /// Puts packets into the queue as a batch does, each with its number in its first octets.
     fn queue(&self, next: &NextHop, packets: usize) {
-        let packet = Packet::from_bytes(&[5; PACKET_LEN]).unwrap();
-        let item = PoolItem::Relay { next: next.clone(), packet };
+        let next = next.clone();
         let step = move |tx: &Tx<'_>| {
-            let ids = (0..packets).map(|_| pool::insert(tx, &item)).collect::<Result<Vec<_>, _>>()?;
+            let insert = |number: usize| {
+                let mut octets = [5; PACKET_LEN];
+                octets[..8].copy_from_slice(&number.to_be_bytes());
+                let packet = Packet::from_bytes(&octets).unwrap();
+                pool::insert(tx, &PoolItem::Relay { next: next.clone(), packet })
+            };
+            let ids = (0..packets).map(insert).collect::<Result<Vec<_>, _>>()?;
             pool::release(tx, &ids, None)
         };
         self.outgoing.db.write(step).unwrap();
@@ -158,9 +163,63 @@ async fn mix_that_is_away_is_tried_again_with_a_later_batch_and_all_its_packets(
     let bench = bench(vec![RetryStep { every: INTERVAL * 3, during: INTERVAL * 3 }]);
     bench.queue(&away(), 3);
     let destination = bench.destinations().remove(0);
-    assert_eq!(bench.outgoing.serve(destination).await.unwrap(), Served::Later(3));
+    assert_eq!(bench.outgoing.serve(destination, &Seats::new(8), true).await.unwrap(), Served::Later(3));
     assert_eq!(bench.waiting(), 3, "nothing is lost");
     assert_eq!(bench.counts().unreachable, 1, "one attempt for all packets");
+}
+
+/// A mix that answers nothing until more packets are on their way than go over one connection without an answer.
+#[derive(Clone)]
+struct Patient {
+    taken: Arc<Mutex<Vec<[u8; 8]>>>,
+    under_way: watch::Sender<usize>,
+}
+
+impl PacketSink for Patient {
+    async fn store(&self, packet: Packet) -> Result<(), Refused> {
+        self.taken.lock().unwrap().push(*packet.as_bytes().first_chunk().unwrap());
+        self.under_way.send_modify(|count| *count += 1);
+        self.under_way.subscribe().wait_for(|count| *count > WINDOW).await.unwrap();
+        Ok(())
+    }
+
+    async fn forget(&self, _: Packet) -> Result<(), Refused> {
+        Err(Refused)
+    }
+}
+
+#[tokio::test]
+async fn many_packets_go_over_several_connections_each_of_them_once() {
+    let stop = CancellationToken::new();
+    let mix = Patient { taken: Arc::default(), under_way: watch::channel(0).0 };
+    let next = host(listening(1, mix.clone(), &stop).await, key_id(1));
+    let bench = bench(tries(3));
+    bench.queue(&next, 3 * LOAD);
+    let destination = bench.destinations().remove(0);
+    let seats = Seats::new(8);
+    let served = timeout(PATIENCE, bench.outgoing.serve(destination, &seats, true)).await;
+    assert_eq!(served.expect("more than one connection").unwrap(), Served::Taken);
+    assert_eq!((bench.waiting(), bench.counts().relayed), (0, 3 * LOAD as u64));
+    let mut taken = mix.taken.lock().unwrap().clone();
+    taken.sort_unstable();
+    assert_eq!(taken, (0..3 * LOAD).map(usize::to_be_bytes).collect::<Vec<_>>());
+    assert_eq!(seats.take_free(9).len(), 8, "all seats are given back");
+}
+
+#[tokio::test]
+async fn no_seat_is_taken_for_a_second_connection_that_somebody_may_need_and_strangers_have_one_each() {
+    let seats = Seats::new(3);
+    let _others = seats.take_free(2);
+    assert_eq!(seats.take_free(3).len(), 1);
+    let stop = CancellationToken::new();
+    let mix = Patient { taken: Arc::default(), under_way: watch::channel(WINDOW).0 };
+    let next = host(listening(1, mix.clone(), &stop).await, key_id(1));
+    let bench = bench(tries(3));
+    bench.queue(&next, 3 * LOAD);
+    let served = bench.outgoing.serve(bench.destinations().remove(0), &Seats::new(8), false).await;
+    assert_eq!(served.unwrap(), Served::Taken);
+    let in_order = (0..3 * LOAD).map(usize::to_be_bytes).collect::<Vec<_>>();
+    assert_eq!(*mix.taken.lock().unwrap(), in_order, "one connection keeps the order");
 }
 
 #[tokio::test]
@@ -168,7 +227,7 @@ async fn packets_are_dropped_and_counted_when_the_schedule_is_over() {
     let bench = bench(Vec::new());
     bench.queue(&away(), 2);
     let destination = bench.destinations().remove(0);
-    assert_eq!(bench.outgoing.serve(destination).await.unwrap(), Served::GivenUp);
+    assert_eq!(bench.outgoing.serve(destination, &Seats::new(8), true).await.unwrap(), Served::GivenUp);
     assert_eq!((bench.counts().expired, bench.waiting()), (2, 0));
 }
 
@@ -185,7 +244,7 @@ async fn name_service_that_is_down_is_a_mix_that_is_away_and_asked_again_with_th
     bench.queue(&named("mix.example", 48099, KeyId([3; 20])), 3);
     for tried in 1..=2 {
         let destination = bench.destinations().remove(0);
-        assert_eq!(bench.outgoing.serve(destination).await.unwrap(), Served::Later(1));
+        assert_eq!(bench.outgoing.serve(destination, &Seats::new(8), true).await.unwrap(), Served::Later(1));
         assert_eq!(bench.waiting(), 3, "nothing is lost");
         assert_eq!(bench.counts().unreachable, tried);
         assert_eq!(asked.load(Ordering::Relaxed) as u64, tried, "the failure is not remembered for so long");
@@ -219,7 +278,7 @@ async fn destination_that_the_rules_deny_is_counted_and_tried_again_like_one_tha
     bench.outgoing.connect = bench.outgoing.connect.clone().with_policy(policy);
     bench.queue(&away(), 2);
     let destination = bench.destinations().remove(0);
-    assert_eq!(bench.outgoing.serve(destination).await.unwrap(), Served::Later(1));
+    assert_eq!(bench.outgoing.serve(destination, &Seats::new(8), true).await.unwrap(), Served::Later(1));
     assert_eq!((bench.counts().unreachable, bench.counts().denied), (1, 1));
     assert_eq!(bench.waiting(), 2, "nothing is lost");
 }
@@ -388,9 +447,9 @@ async fn padding_looks_on_the_wire_as_a_packet_does() {
         } else {
             bench.queue(&by_way_of, 1)
         }
-        let destination = bench.destinations().remove(0);
+        let (destination, seats) = (bench.destinations().remove(0), Seats::new(8));
         let (served, observed) = timeout(PATIENCE, async {
-            tokio::join!(bench.outgoing.serve(destination), observed(&listener, honest.port()))
+            tokio::join!(bench.outgoing.serve(destination, &seats, true), observed(&listener, honest.port()))
         })
         .await
         .expect("both end");
@@ -409,7 +468,10 @@ async fn padding_looks_on_the_wire_as_a_packet_does() {
 async fn padding_that_was_not_taken_is_tried_again_as_packets_are_and_counts_for_none() {
     let bench = bench(tries(1));
     bench.pad(&away());
-    let serve = async || bench.outgoing.serve(bench.destinations().remove(0)).await.unwrap();
+    let serve = async || {
+        let destination = bench.destinations().remove(0);
+        bench.outgoing.serve(destination, &Seats::new(8), true).await.unwrap()
+    };
     assert_eq!(serve().await, Served::Later(1));
     assert_eq!(serve().await, Served::GivenUp);
     assert_eq!((bench.counts().expired, bench.destinations().len()), (0, 0));

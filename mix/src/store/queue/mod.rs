@@ -107,7 +107,7 @@ mod tests {
     }
 
     fn cargo(db: &Db, to: DestinationId) -> Vec<Cargo> {
-        let all = db.read(|view| outgoing::cargo_for(view, to, 10)).unwrap();
+        let all = db.read(|view| outgoing::cargo_for(view, to, None, 10)).unwrap();
         all.into_iter().map(|(_, cargo)| cargo).collect()
     }
 
@@ -225,7 +225,7 @@ mod tests {
         release_all(&db, None);
         let a = db.read(outgoing::destinations).unwrap()[0].id;
         db.write(move |tx| outgoing::failed(tx, a)).unwrap();
-        let packets = db.read(|view| outgoing::cargo_for(view, a, 10)).unwrap();
+        let packets = db.read(|view| outgoing::cargo_for(view, a, None, 10)).unwrap();
         let (first, second) = (packets[0].0, packets[1].0);
         db.write(move |tx| outgoing::sent(tx, &[first])).unwrap();
         assert_eq!(db.read(outgoing::destinations).unwrap()[0].attempts, 0);
@@ -247,7 +247,7 @@ mod tests {
         pooled(&db, vec![relay("b.example.org", 2)]);
         release_all(&db, None);
         assert_eq!(cargo(&db, b), [Cargo::Junk, Cargo::Packet(packet(2))]);
-        let (junk, _) = db.read(|view| outgoing::cargo_for(view, b, 1)).unwrap().remove(0);
+        let (junk, _) = db.read(|view| outgoing::cargo_for(view, b, None, 1)).unwrap().remove(0);
         db.write(move |tx| outgoing::sent(tx, &[junk])).unwrap();
         assert_eq!(cargo(&db, b), [Cargo::Packet(packet(2))]);
         assert!(pad("c.example.org"));

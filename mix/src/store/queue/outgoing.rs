@@ -115,23 +115,35 @@ pub fn destinations(view: &View<'_>) -> Result<Vec<Destination>, StoreError> {
     view.all("SELECT id, routing_type, routing_info, attempts FROM destination ORDER BY id", &[], destination)
 }
 
-/// What waits for one mix, in the order in which the pool released it, at most `limit`.
+/// What waits for one mix behind `after`, in the order in which the pool released it, at most `limit`. Begin with `None`.
 ///
 /// # Errors
 /// What the database says.
 pub fn cargo_for(
     view: &View<'_>,
     destination: DestinationId,
+    after: Option<OutgoingId>,
     limit: usize,
 ) -> Result<Vec<(OutgoingId, Cargo)>, StoreError> {
     view.all(
-        "SELECT id, slot FROM outgoing WHERE destination = ?1 ORDER BY id LIMIT ?2",
-        params![destination.0, sql_limit(limit)],
+        "SELECT id, slot FROM outgoing WHERE destination = ?1 AND id > ?2 ORDER BY id LIMIT ?3",
+        params![destination.0, after.map_or(0, |after| after.0), sql_limit(limit)],
         |row| {
             let slot: Option<i64> = row.get(1)?;
             let packet = slot.map(|slot| packet_in(view, Slot(slot))).transpose()?;
             Ok((OutgoingId(row.get(0)?), packet.map_or(Cargo::Junk, Cargo::Packet)))
         },
+    )
+}
+
+/// How much waits for one mix, padding included. Counts no further than `limit`.
+///
+/// # Errors
+/// What the database says.
+pub fn count_for(view: &View<'_>, destination: DestinationId, limit: usize) -> Result<u64, StoreError> {
+    view.count(
+        "SELECT count(*) FROM (SELECT 1 FROM outgoing WHERE destination = ?1 LIMIT ?2)",
+        params![destination.0, sql_limit(limit)],
     )
 }
 
