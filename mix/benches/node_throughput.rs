@@ -30,7 +30,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Packets that pass both mixes.
-const PACKETS: usize = 8000;
+const PACKETS: usize = 16_000;
 /// Packets in one connection of the senders: sixteen connections at a time.
 const TOGETHER: usize = PACKETS / 16;
 /// Packets that wait while memory is looked at.
@@ -88,16 +88,25 @@ async fn sink(count: &Arc<Count>, stop: &CancellationToken) -> Hop {
     Hop { packet_key: key.public_key(), route }
 }
 
-/// Builds on all cores.
+/// Builds on all cores. Every third packet is swapped at one of the two mixes, and the others after them: so does one in
+/// six on the default path of six.
 fn packets(first: &Hop, second: &Hop, last: &Hop) -> Vec<Packet> {
     let cores = thread::available_parallelism().unwrap().get();
+    let through = [first.clone(), second.clone(), last.clone()];
     thread::scope(|scope| {
         let build = |core: usize| {
             let mut rng = StdRng::seed_from_u64(core as u64);
             let exit = Exit { exit_type: RoutingType::MBOX, address: b"frida".to_vec() };
-            let (leg1, leg2) = ([first.clone()], [second.clone(), last.clone()]);
-            let one = |_| build::forward(&Payload::random(&mut rng), &exit, &leg1, &leg2, &mut rng).unwrap();
-            (0..PACKETS / cores).map(one).collect::<Vec<_>>()
+            let mut one = |number: usize| {
+                let payload = Payload::random(&mut rng);
+                let (leg1, leg2) = match number % 6 {
+                    0 => through.split_at(1),
+                    3 => through.split_at(2),
+                    _ => (&through[..], &through[2..]),
+                };
+                build::forward(&payload, &exit, leg1, leg2, &mut rng).unwrap()
+            };
+            (0..PACKETS / cores).map(&mut one).collect::<Vec<_>>()
         };
         let threads: Vec<_> = (0..cores).map(|core| scope.spawn(move || build(core))).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
@@ -126,12 +135,12 @@ async fn through_two_mixes(home: &Path) -> f64 {
     let stop = CancellationToken::new();
     let count = Arc::new(Count::default());
     let last = sink(&count, &stop).await;
-    let interval = Duration::from_millis(100);
+    let interval = Duration::from_millis(500);
     let (a, b) = (start(&home.join("a"), interval, 0, &stop).await, start(&home.join("b"), interval, 0, &stop).await);
     let packets = packets(&a.descriptor().hop().unwrap(), &b.descriptor().hop().unwrap(), &last);
     let next = NextHop::Host(a.descriptor().route().unwrap());
     let all = packets.len();
-    let began = Instant::now();
+    let (began, used) = (Instant::now(), processor_time());
     let mut senders = JoinSet::new();
     for together in packets.chunks(TOGETHER) {
         let units = together.iter().map(|packet| Unit::packet((), packet.clone())).collect();
@@ -148,12 +157,22 @@ async fn through_two_mixes(home: &Path) -> f64 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let took = began.elapsed();
+    let each = (processor_time() - used) / (2 * all) as f64;
     println!("{all} packets: taken by the first mix in {taken:.2?}, out of the second in {took:.2?}");
+    println!("processor time for each packet and mix, sender and taker included: {:.0} us", each * 1e6);
     stop.cancel();
     a.ended().await;
     b.ended().await;
     // Each packet has passed two mixes.
     2.0 * all as f64 / took.as_secs_f64()
+}
+
+/// Seconds of processor time that this process has used, in it and in the system for it.
+fn processor_time() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    // Fields 14 and 15 of proc(5), in hundredths.
+    fields[11..13].iter().map(|field| field.parse::<f64>().unwrap()).sum::<f64>() / 100.0
 }
 
 /// Resident memory in MB.

@@ -269,7 +269,7 @@ mod tests {
                     }
                 }
                 prop_assert!(input.is_empty());
-                prop_assert!(session.partial.as_slice().len() < MAX_LINE_LEN);
+                prop_assert!(session.partial.len() < MAX_LINE_LEN);
             }
         }
     }

@@ -153,17 +153,61 @@ pub(super) fn check_offer(line: &[u8]) -> Result<(), PeerMisbehaved> {
     if offered { Ok(()) } else { Err(PeerMisbehaved::NoCommonVersion) }
 }
 
-/// Reads one unit. Gives its packet, and that as its answers begin.
-///
-/// # Errors
-/// [`PeerMisbehaved::UnknownCommand`], [`PeerMisbehaved::WrongDigest`].
-pub(super) fn read_unit(unit: &[u8; UNIT_LEN]) -> Result<(Command, Packet, Prefix), PeerMisbehaved> {
-    let (control, rest) = unit.split_first_chunk::<CONTROL_LEN>().expect("6 of 32794 octets");
-    let (packet, digest) = rest.split_last_chunk::<DIGEST_LEN>().expect("20 of 32788 octets");
-    let command = read_command(control)?;
-    let packet = Packet::from_bytes(packet).expect("32768 octets left: UNIT_LEN");
-    let hash = hashed(&packet);
-    if command.digest(&hash).0 == *digest { Ok((command, packet, hash)) } else { Err(PeerMisbehaved::WrongDigest) }
+/// A unit that comes in piece by piece. What came of its packet lies where the packet will.
+#[derive(Default)]
+pub(super) struct PartialUnit {
+    control: Partial,
+    command: Option<Command>,
+    packet: Vec<u8>,
+    digest: Partial,
+}
+
+impl PartialUnit {
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.control.len() + self.packet.len() + self.digest.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.control.is_empty() && self.command.is_none()
+    }
+
+    /// Takes of `input` what is missing. When the unit is complete, gives its packet, and that as its answers begin.
+    ///
+    /// # Errors
+    /// [`PeerMisbehaved::UnknownCommand`], before more is taken of a peer that speaks another protocol;
+    /// [`PeerMisbehaved::WrongDigest`].
+    pub(super) fn fill(&mut self, input: &mut &[u8]) -> Result<Option<(Command, Packet, Prefix)>, PeerMisbehaved> {
+        let command = match self.command {
+            Some(command) => command,
+            None => {
+                let Some(control) = self.control.fill::<CONTROL_LEN>(input) else { return Ok(None) };
+                *self.command.insert(read_command(&control)?)
+            }
+        };
+        self.packet.reserve_exact(PACKET_LEN - self.packet.len());
+        take(&mut self.packet, PACKET_LEN, input);
+        if self.packet.len() < PACKET_LEN {
+            return Ok(None);
+        }
+        let Some(digest) = self.digest.fill::<DIGEST_LEN>(input) else { return Ok(None) };
+        self.command = None;
+        let packet = std::mem::take(&mut self.packet).into_boxed_slice();
+        let packet = Packet::from_box(packet).expect("32768 octets: waited for above");
+        let hash = hashed(&packet);
+        if command.digest(&hash).0 == digest {
+            Ok(Some((command, packet, hash)))
+        } else {
+            Err(PeerMisbehaved::WrongDigest)
+        }
+    }
+}
+
+/// Puts of `input` behind `octets` what is missing there to `len`.
+fn take(octets: &mut Vec<u8>, len: usize, input: &mut &[u8]) {
+    let (taken, rest) = input.split_at(len.saturating_sub(octets.len()).min(input.len()));
+    octets.extend_from_slice(taken);
+    *input = rest;
 }
 
 /// Reads the control line of a unit.
@@ -177,25 +221,23 @@ pub(super) fn read_command(control: &[u8; CONTROL_LEN]) -> Result<Command, PeerM
         .ok_or(PeerMisbehaved::UnknownCommand)
 }
 
-/// Octets that have come in and are not yet a whole line, unit or answer. Never longer than the longest of those.
+/// Octets that have come in and are not yet a whole line or answer. Never longer than the longest of those.
 #[derive(Default)]
 pub(super) struct Partial(Vec<u8>);
 
 impl Partial {
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(super) fn as_slice(&self) -> &[u8] {
-        &self.0
-    }
-
     /// Takes of `input` what is missing to `LEN` octets; gives them when they are complete.
     pub(super) fn fill<const LEN: usize>(&mut self, input: &mut &[u8]) -> Option<[u8; LEN]> {
-        let missing = LEN.saturating_sub(self.0.len()).min(input.len());
-        let (taken, rest) = input.split_at(missing);
-        self.0.extend_from_slice(taken);
-        *input = rest;
+        take(&mut self.0, LEN, input);
         let whole = self.0.as_slice().try_into().ok()?;
         self.0.clear();
         Some(whole)

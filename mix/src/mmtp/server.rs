@@ -5,8 +5,7 @@
 
 use std::collections::VecDeque;
 
-use super::frame::{self, Answer, CONTROL_LEN, Command, Partial, PeerMisbehaved, UNIT_LEN, WINDOW};
-use crate::crypto::Prefix;
+use super::frame::{self, Answer, Command, Partial, PartialUnit, PeerMisbehaved, WINDOW};
 use crate::packet::Packet;
 
 /// What the one who drives the session must do next.
@@ -39,7 +38,8 @@ enum Slot {
 #[derive(Default)]
 pub struct ServerSession {
     agreed: bool,
-    partial: Partial,
+    line: Partial,
+    unit: PartialUnit,
     slots: VecDeque<Slot>,
     /// Number of the ticket that the first slot belongs to.
     first: u64,
@@ -70,7 +70,7 @@ impl ServerSession {
         if self.slots.len() >= WINDOW {
             return Ok(Step::Wait);
         }
-        match self.read_unit(input)? {
+        match self.unit.fill(input)? {
             None => Ok(Step::Receive),
             Some((command, packet, hash)) => {
                 let ticket = Ticket(self.first + self.slots.len() as u64);
@@ -104,26 +104,14 @@ impl ServerSession {
     /// # Errors
     /// [`PeerMisbehaved::Truncated`] when it was in the middle of a line or unit.
     pub fn end(&self) -> Result<(), PeerMisbehaved> {
-        if self.partial.is_empty() { Ok(()) } else { Err(PeerMisbehaved::Truncated) }
+        if self.line.is_empty() && self.unit.is_empty() { Ok(()) } else { Err(PeerMisbehaved::Truncated) }
     }
 
     fn step_version(&mut self, input: &mut &[u8]) -> Result<Step, PeerMisbehaved> {
-        let Some(line) = self.partial.line(input)? else { return Ok(Step::Receive) };
+        let Some(line) = self.line.line(input)? else { return Ok(Step::Receive) };
         frame::check_offer(&line)?;
         self.agreed = true;
         Ok(Step::Send(frame::version_line()))
-    }
-
-    fn read_unit(&mut self, input: &mut &[u8]) -> Result<Option<(Command, Packet, Prefix)>, PeerMisbehaved> {
-        let unit = self.partial.fill::<UNIT_LEN>(input);
-        if let Some(unit) = unit {
-            return frame::read_unit(&unit).map(Some);
-        }
-        // A peer that speaks another protocol is not listened to for 32 KB.
-        if let Some(control) = self.partial.as_slice().first_chunk::<CONTROL_LEN>() {
-            frame::read_command(control)?;
-        }
-        Ok(None)
     }
 
     fn settle(&mut self, ticket: Ticket, choose: impl FnOnce(Answer, Answer) -> Answer) {
@@ -152,8 +140,8 @@ impl ServerSession {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::frame::MAX_LINE_LEN;
     use super::super::frame::tests::{hash, packet};
+    use super::super::frame::{CONTROL_LEN, MAX_LINE_LEN, UNIT_LEN};
     use super::*;
 
     /// A session that has agreed on the version.
@@ -368,7 +356,7 @@ mod tests {
                         Ok(_) => {}
                         Err(_) => break 'connection,
                     }
-                    prop_assert!(session.partial.as_slice().len() < UNIT_LEN);
+                    prop_assert!(session.line.len() < MAX_LINE_LEN && session.unit.len() < UNIT_LEN);
                     prop_assert!(session.slots.len() <= WINDOW);
                 }
             }

@@ -187,34 +187,32 @@ impl Worker {
     fn run(&self, fed: &Mutex<Receiver<(IncomingId, Packet)>>) {
         while let Some(batch) = next_batch(fed) {
             let _working = self.counters.working();
-            self.unwrap_guarded(batch, &|batch| self.unwrap(batch));
+            let (ids, packets): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            self.unwrap_guarded(&ids, &packets, &|ids, packets| self.unwrap(ids, packets));
         }
     }
 
     /// Whatever happens to one packet, the thread goes on, and so do the others of its batch. The packet itself stays among
     /// the incoming and comes again at the next start, perhaps of a better program.
-    fn unwrap_guarded(&self, batch: Vec<(IncomingId, Packet)>, unwrap: &dyn Fn(Vec<(IncomingId, Packet)>)) {
-        let several = (batch.len() > 1).then(|| batch.clone());
-        if catch_unwind(AssertUnwindSafe(|| unwrap(batch))).is_ok() {
+    fn unwrap_guarded(&self, ids: &[IncomingId], packets: &[Packet], unwrap: &dyn Fn(&[IncomingId], &[Packet])) {
+        if catch_unwind(AssertUnwindSafe(|| unwrap(ids, packets))).is_ok() {
             return;
         }
-        match several {
-            Some(batch) => batch.into_iter().for_each(|packet| self.unwrap_guarded(vec![packet], unwrap)),
-            None => {
-                error!("a packet could not be unwrapped");
-                self.counters.invalid(1);
-            }
+        if ids.len() > 1 {
+            ids.chunks(1).zip(packets.chunks(1)).for_each(|(id, packet)| self.unwrap_guarded(id, packet, unwrap));
+        } else {
+            error!("a packet could not be unwrapped");
+            self.counters.invalid(1);
         }
     }
 
     /// Unwraps a batch and writes all that follows from it in one step.
-    fn unwrap(&self, batch: Vec<(IncomingId, Packet)>) {
-        let (ids, packets): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+    fn unwrap(&self, ids: &[IncomingId], packets: &[Packet]) {
         let keys = self.keys.blocking_read().clone();
         let keys: Vec<&PacketKey> = keys.iter().map(Arc::as_ref).collect();
         let mut claims = Vec::new();
         let mut findings = Vec::with_capacity(ids.len());
-        for (id, opened) in ids.into_iter().zip(unwrap::open_all(&packets, &keys)) {
+        for (&id, opened) in ids.iter().zip(unwrap::open_all(packets, &keys)) {
             let finding = opened
                 .map_or_else(|invalid| Some(self.useless(id, invalid)), |opened| self.admit(id, opened, &mut claims));
             findings.extend(finding);
@@ -387,7 +385,8 @@ mod tests {
                 let stored = packet.clone();
                 (self.worker.db.write(move |tx| incoming::push(tx, &stored)).unwrap(), packet)
             };
-            self.worker.unwrap(packets.into_iter().map(push).collect());
+            let (ids, packets): (Vec<_>, Vec<_>) = packets.into_iter().map(push).unzip();
+            self.worker.unwrap(&ids, &packets);
         }
 
         fn waiting(&self) -> (u64, u64) {
@@ -438,10 +437,10 @@ mod tests {
             let stored = packet.clone();
             (mix.worker.db.write(move |tx| incoming::push(tx, &stored)).unwrap(), packet.clone())
         };
-        let batch: Vec<_> = packets.iter().map(push).collect();
-        mix.worker.unwrap_guarded(batch, &|batch| {
-            assert!(batch.iter().all(|(_, packet)| *packet != packets[2]), "a bug of ours");
-            mix.worker.unwrap(batch);
+        let (ids, batch): (Vec<_>, Vec<_>) = packets.iter().map(push).unzip();
+        mix.worker.unwrap_guarded(&ids, &batch, &|ids, batch| {
+            assert!(batch.iter().all(|packet| *packet != packets[2]), "a bug of ours");
+            mix.worker.unwrap(ids, batch);
         });
         assert_eq!(mix.waiting(), (1, 3));
         assert_eq!(mix.worker.counters.snapshot().invalid, 1);
