@@ -342,6 +342,7 @@ mod tests {
     use crate::packet::build::{Exit, Hop, forward};
     use crate::packet::{HostName, HostRoute, PACKET_LEN, Payload, RoutingType};
     use crate::store::NODE_SCHEMAS;
+    use crate::store::disk::free_space;
     use crate::store::queue::pool;
 
     struct Mix {
@@ -472,7 +473,8 @@ mod tests {
         // Below the reserve for a moment, then not any more.
         let watched = |reserve| {
             let (room, stop) = (incoming.room().clone(), CancellationToken::new());
-            let watch = tokio::spawn(room.watch(home.path().into(), reserve, stop.clone()));
+            let home = home.path().to_owned();
+            let watch = tokio::spawn(room.watch(move || free_space(&home), reserve, stop.clone()));
             async move {
                 stop.cancel();
                 watch.await.unwrap();

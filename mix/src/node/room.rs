@@ -8,7 +8,6 @@
 
 use std::fmt;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -16,7 +15,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::store::disk::free_space;
+use crate::store::Db;
 
 /// How often the disk is asked. In the meantime a network of a gigabit brings 250 MB, about the default reserve.
 const CHECK: Duration = Duration::from_secs(2);
@@ -56,12 +55,18 @@ impl Room {
         }
     }
 
-    /// Looks at the disk of `folder` from time to time, until stopped, and keeps `reserve` octets of it free.
-    pub(super) async fn watch(self, folder: Arc<Path>, reserve: u64, stop: CancellationToken) {
+    /// Asks from time to time, until stopped, for how many octets there is room, and keeps `reserve` of them free.
+    pub(super) async fn watch(
+        self,
+        room: impl Fn() -> io::Result<u64> + Send + Sync + 'static,
+        reserve: u64,
+        stop: CancellationToken,
+    ) {
+        let room = Arc::new(room);
         loop {
-            let folder = Arc::clone(&folder);
+            let room = Arc::clone(&room);
             // A disk that hangs must not hang the network.
-            match tokio::task::spawn_blocking(move || free_space(&folder)).await {
+            match tokio::task::spawn_blocking(move || room()).await {
                 Ok(free) => self.look(free, reserve),
                 Err(_) => return,
             }
@@ -87,9 +92,19 @@ impl Room {
     }
 }
 
+/// For how many octets there is room, where the disk has so many free.
+pub(super) fn room_for(free: u64, _db: &Db) -> u64 {
+    free
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::{PACKET_LEN, Packet};
+    use crate::store::NODE_SCHEMAS;
+    use crate::store::disk::free_space;
+    use crate::store::queue::incoming;
+    use crate::store::testing::fresh;
 
     const RESERVE: u64 = 1000;
 
@@ -135,7 +150,8 @@ mod tests {
     async fn the_disk_is_asked_every_two_seconds_until_the_node_stops() {
         let folder = tempfile::tempdir().unwrap();
         let (room, stop) = (Room::default(), CancellationToken::new());
-        let watch = tokio::spawn(room.clone().watch(folder.path().into(), u64::MAX, stop.clone()));
+        let path = folder.path().to_owned();
+        let watch = tokio::spawn(room.clone().watch(move || free_space(&path), u64::MAX, stop.clone()));
         let noticed = async {
             while room.is_there() {
                 tokio::time::sleep(CHECK).await;
@@ -144,5 +160,21 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(60), noticed).await.expect("no disk has so much room");
         stop.cancel();
         watch.await.unwrap();
+    }
+
+    #[test]
+    fn disk_that_a_flood_has_filled_has_room_again_when_the_flood_has_gone() {
+        const PACKETS: u64 = 100;
+        let (folder, db) = fresh(&NODE_SCHEMAS);
+        let full = PACKETS * PACKET_LEN as u64;
+        let free = || full - std::fs::metadata(folder.path().join("store.packets")).unwrap().len();
+        let flood: Vec<_> = (0..PACKETS)
+            .map(|_| db.write(|tx| incoming::push(tx, &Packet::from_bytes(&[7; PACKET_LEN]).unwrap())).unwrap())
+            .collect();
+        assert_eq!(room_for(free(), &db), 0);
+        db.write(move |tx| flood.iter().try_for_each(|id| incoming::discard(tx, *id).map(|_| ()))).unwrap();
+        assert_eq!(room_for(free(), &db), full);
+        db.checkpoint().unwrap();
+        assert_eq!(room_for(free(), &db), full);
     }
 }

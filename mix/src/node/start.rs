@@ -23,6 +23,7 @@ use super::mixing::{Bells, Mixing, Rhythm};
 use super::network::Network;
 use super::outgoing::Outgoing;
 use super::publish::{Desk, Publication, Publisher};
+use super::room::room_for;
 use super::rotation::{Office, Rotation};
 use super::stats::Statistics;
 use crate::batch::{InvalidPool, Pool};
@@ -40,6 +41,7 @@ use crate::net::sockets::Inherited;
 use crate::net::tls::{IdentityError, LinkIdentity};
 use crate::packet::HostName;
 use crate::packet::routing::InvalidRouting;
+use crate::store::disk::free_space;
 use crate::store::inbox::Arrival;
 use crate::store::replay::ReplayLog;
 use crate::store::{Db, NODE_SCHEMAS, StoreError};
@@ -330,7 +332,9 @@ impl Node {
             }
         });
         tasks.spawn(listener.run(stop.clone()));
-        tasks.spawn(incoming.room().clone().watch(config.home.as_path().into(), config.disk_reserve, stop.clone()));
+        let (home, store) = (config.home.clone(), db.clone());
+        let room = move || Ok(room_for(free_space(&home)?, &store));
+        tasks.spawn(incoming.room().clone().watch(room, config.disk_reserve, stop.clone()));
         tasks.spawn(rotation.run());
         tasks.spawn(link::run(renew, identity, nickname.clone(), world.clone(), stop.clone()));
         let service = ExitService {

@@ -62,4 +62,4 @@ fn next_hop(row: &Row<'_>, type_column: usize, info_column: usize) -> Result<Nex
 }
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
