@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::store::Db;
+use crate::store::db::SLOT_LEN;
 
 /// How often the disk is asked. In the meantime a network of a gigabit brings 250 MB, about the default reserve.
 const CHECK: Duration = Duration::from_secs(2);
@@ -92,9 +93,10 @@ impl Room {
     }
 }
 
-/// For how many octets there is room, where the disk has so many free.
-pub(super) fn room_for(free: u64, _db: &Db) -> u64 {
-    free
+/// For how many octets there is room, where the disk has so many free. Packets that have left leave their slots to others:
+/// else a flood would close a node for good.
+pub(super) fn room_for(free: u64, db: &Db) -> u64 {
+    free.saturating_add(db.free_slots().saturating_mul(SLOT_LEN as u64))
 }
 
 #[cfg(test)]

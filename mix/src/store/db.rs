@@ -200,6 +200,11 @@ impl Db {
         told.recv().unwrap_or(Err(StoreError::Closed))
     }
 
+    /// Slots that the next octets may take without a larger file.
+    pub fn free_slots(&self) -> u64 {
+        self.0.slots.as_ref().map_or(0, |slots| slots.free())
+    }
+
     /// Writes what is queued, empties the write-ahead log and closes the file, for all handles. Later calls on them
     /// say [`StoreError::Closed`]. Closing twice does nothing.
     pub fn close(&self) {

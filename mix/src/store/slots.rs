@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Octets in a slot: a packet (minion-spec 3.2). What is shorter is filled up with zeros.
@@ -37,6 +38,8 @@ impl Slot {
 #[derive(Debug)]
 pub(super) struct SlotFile {
     file: File,
+    /// Slots that the writer has counted as free.
+    free: AtomicU64,
     eras: Mutex<Eras>,
 }
 
@@ -62,6 +65,11 @@ impl SlotFile {
         let era = eras.now;
         *eras.reads.entry(era).or_default() += 1;
         Reading { file: self, era }
+    }
+
+    /// Slots that nobody has, as of the last commit.
+    pub(super) fn free(&self) -> u64 {
+        self.free.load(Ordering::Relaxed)
     }
 
     /// Fills `octets` from the beginning of a slot.
@@ -136,10 +144,10 @@ impl Slots {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         file.set_len(Slot(end).offset()?)?;
-        let file = Arc::new(SlotFile { file, eras: Mutex::default() });
+        let file = Arc::new(SlotFile { file, free: AtomicU64::new(0), eras: Mutex::default() });
         // Whether they were overwritten before the last stop is not known.
         let stale = (0..end).map(Slot).filter(|slot| !used.contains(slot)).map(|slot| (0, slot)).collect();
-        Ok(Self {
+        let slots = Self {
             file,
             len: end,
             clean: BTreeSet::new(),
@@ -149,7 +157,9 @@ impl Slots {
             doubtful: Vec::new(),
             #[cfg(test)]
             most: None,
-        })
+        };
+        slots.count();
+        Ok(slots)
     }
 
     /// The file.
@@ -215,14 +225,18 @@ impl Slots {
     pub(super) fn committed(&mut self) {
         self.taken.clear();
         self.stale.extend(self.doubtful.drain(..).map(|slot| (0, slot)));
-        if self.left.is_empty() {
-            return;
+        if !self.left.is_empty() {
+            let mut eras = self.file.eras();
+            eras.now += 1;
+            let now = eras.now;
+            drop(eras);
+            self.stale.extend(self.left.drain(..).map(|slot| (now, slot)));
         }
-        let mut eras = self.file.eras();
-        eras.now += 1;
-        let now = eras.now;
-        drop(eras);
-        self.stale.extend(self.left.drain(..).map(|slot| (now, slot)));
+        self.count();
+    }
+
+    fn count(&self) {
+        self.file.free.store((self.stale.len() + self.clean.len()) as u64, Ordering::Relaxed);
     }
 
     /// Whether anything waits to be overwritten.
@@ -265,6 +279,7 @@ impl Slots {
             self.file.file.set_len(Slot(end).offset()?)?;
             self.clean.split_off(&Slot(end));
             self.len = end;
+            self.count();
         }
         Ok(())
     }
