@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use mix::crypto::pk::{PacketKey, PrivateKey};
 use mix::crypto::{Digest, sha1};
-use mix::store::{Db, NODE_SCHEMAS, replay};
+use mix::store::replay::ReplayLog;
+use mix::store::{Db, NODE_SCHEMAS};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -26,13 +27,13 @@ fn entry(number: u64) -> Digest {
 }
 
 /// Writes the entries `from..to`, a commit for each [`COMMIT`] of them.
-fn fill(db: &Db, key: Digest, from: u64, to: u64) -> Duration {
+fn fill(db: &Db, log: &ReplayLog, key: Digest, from: u64, to: u64) -> Duration {
     let began = Instant::now();
     for first in (from..to).step_by(usize::try_from(COMMIT).unwrap()) {
-        let last = (first + COMMIT).min(to);
+        let (last, log) = ((first + COMMIT).min(to), log.clone());
         db.write(move |tx| {
             for number in first..last {
-                assert!(replay::remember(tx, &key, &entry(number))?, "each is new");
+                assert!(log.remember(tx, &key, &entry(number))?, "each is new");
             }
             Ok(())
         })
@@ -42,12 +43,12 @@ fn fill(db: &Db, key: Digest, from: u64, to: u64) -> Duration {
 }
 
 /// Looks for entries that are there and for as many that are not, all over the log.
-fn look(db: &Db, key: Digest, size: u64) -> Duration {
+fn look(log: &ReplayLog, key: Digest, size: u64) -> Duration {
     let began = Instant::now();
     for i in 0..MEASURED {
         let there = i % 2 == 0;
         let number = if there { i.wrapping_mul(7_919_777) % size } else { u64::MAX - i };
-        assert_eq!(db.read(|view| replay::seen(view, &key, &entry(number))).unwrap(), there);
+        assert_eq!(log.seen(&key, &entry(number)).unwrap(), there);
     }
     began.elapsed()
 }
@@ -77,6 +78,7 @@ fn main() {
     let home = tempfile::tempdir_in(folder).unwrap();
     let path = home.path().join("node/node.db");
     let db = Db::open(&path, &NODE_SCHEMAS).unwrap();
+    let log = ReplayLog::open(&db).unwrap();
     let key = sha1(&[b"packet key"]);
     let bare = bare_rsa();
     println!("bare RSA-2048 private operation: {:.1} us", bare.as_secs_f64() * 1e6);
@@ -86,10 +88,10 @@ fn main() {
     );
     let mut size = 0;
     for wanted in SIZES {
-        fill(&db, key, size, wanted);
+        fill(&db, &log, key, size, wanted);
         db.checkpoint().unwrap();
-        let looked = look(&db, key, wanted);
-        let written = fill(&db, key, wanted, wanted + MEASURED);
+        let looked = look(&log, key, wanted);
+        let written = fill(&db, &log, key, wanted, wanted + MEASURED);
         size = wanted + MEASURED;
         let each = |time: Duration| time.as_secs_f64() * 1e6 / MEASURED as f64;
         let ratio = |time: Duration| each(time) / (bare.as_secs_f64() * 1e6);

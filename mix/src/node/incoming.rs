@@ -263,8 +263,8 @@ impl Worker {
     /// Writes the findings; goes on trying while the store cannot, since these packets were answered RECEIVED.
     fn write(&self, findings: Arc<Vec<Finding>>) {
         loop {
-            let step = Arc::clone(&findings);
-            match self.db.write(move |tx| step.iter().try_for_each(|finding| record(tx, finding))) {
+            let (step, log) = (Arc::clone(&findings), self.replay.clone());
+            match self.db.write(move |tx| step.iter().try_for_each(|finding| record(tx, &log, finding))) {
                 Ok(()) => return,
                 Err(e) => {
                     self.counters.beat();
@@ -308,11 +308,11 @@ impl unwrap::ReplayLog for Patient<'_> {
     }
 }
 
-fn record(tx: &crate::store::Tx<'_>, finding: &Finding) -> Result<(), StoreError> {
+fn record(tx: &crate::store::Tx<'_>, log: &ReplayLog, finding: &Finding) -> Result<(), StoreError> {
     match finding {
         Finding::Useless { id } => incoming::discard(tx, *id).map(|_| ()),
         Finding::Admitted { id, packet_key, replay_hash, next } => {
-            match incoming::finish(tx, *id, packet_key, replay_hash, next)? {
+            match incoming::finish(tx, log, *id, packet_key, replay_hash, next)? {
                 // The step itself is the last judge: whatever was in memory, a replay entry is written once.
                 Admission::Admitted | Admission::Replayed => Ok(()),
             }
@@ -364,7 +364,7 @@ mod tests {
         let worker = Worker {
             db: db.clone(),
             keys: Arc::new(RwLock::new(vec![Arc::new(PacketKey::new(&key).unwrap())])),
-            replay: ReplayLog::new(db),
+            replay: ReplayLog::open(&db).unwrap(),
             counters: Counters::default(),
             stop: CancellationToken::new(),
         };
@@ -415,7 +415,7 @@ mod tests {
         assert_eq!(mix.worker.counters.snapshot().replayed, 2);
         mix.worker.db.close();
         mix.worker.db = open(&mix.home);
-        mix.worker.replay = ReplayLog::new(mix.worker.db.clone());
+        mix.worker.replay = ReplayLog::open(&mix.worker.db).unwrap();
         mix.unwrap(vec![packet]);
         assert_eq!(mix.waiting(), (0, 1));
         assert_eq!(mix.worker.counters.snapshot().replayed, 3);

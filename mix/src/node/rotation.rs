@@ -28,7 +28,8 @@ use super::network::describe as in_one_line;
 use super::start::NodeError;
 use crate::crypto::Digest;
 use crate::crypto::pk::PacketKey;
-use crate::store::{Db, StoreError, replay};
+use crate::store::replay::ReplayLog;
+use crate::store::{Db, StoreError};
 
 /// The longest time between two looks at the clock: it may be set at any moment.
 const CHECK: Duration = Duration::from_secs(60);
@@ -81,6 +82,7 @@ pub(super) struct Rotation {
     pub(super) keyring: SharedKeyring,
     /// What the workers open packets with.
     pub(super) live: PacketKeys,
+    pub(super) replay: ReplayLog,
     pub(super) db: Db,
     /// The settings in force.
     pub(super) config: watch::Receiver<Arc<NodeConfig>>,
@@ -115,6 +117,7 @@ struct Said {
 /// What a service of keys is made of.
 pub(super) struct Office {
     pub(super) keyring: Keyring,
+    pub(super) replay: ReplayLog,
     pub(super) db: Db,
     pub(super) config: watch::Receiver<Arc<NodeConfig>>,
     pub(super) port: u16,
@@ -128,18 +131,19 @@ impl Rotation {
     /// # Errors
     /// [`NodeError`].
     pub(super) fn start(office: Office) -> Result<Self, NodeError> {
-        let Office { mut keyring, db, config, port, world, stop } = office;
+        let Office { mut keyring, replay, db, config, port, world, stop } = office;
         let now = world.now();
         let settings = Arc::clone(&config.borrow());
         keyring.make_ahead(&KeyPlan::new(&settings.keys)?, now, &mut world.dice())?;
         let descriptors = describe::describe(&settings, port, &keyring, now, &mut world.dice())?;
         let known: BTreeSet<_> = keyring.packet_keys().iter().map(|key| key.id()).collect();
-        let to_forget = db.read(replay::packet_keys)?.into_iter().filter(|key| !known.contains(key)).collect();
+        let to_forget = replay.packet_keys()?.into_iter().filter(|key| !known.contains(key)).collect();
         let mut state = State { clock: Steadiness::new(now), begun: BTreeSet::new(), to_forget, said: None };
         let live = loaded(&in_use(&keyring, &mut state.begun, now), &[])?;
         Ok(Self {
             keyring: Arc::new(Mutex::new(keyring)),
             live: Arc::new(tokio::sync::RwLock::new(live)),
+            replay,
             db,
             config,
             port,
@@ -239,8 +243,10 @@ impl Rotation {
 
     async fn forget(&mut self) -> Result<(), NodeError> {
         while let Some(&id) = self.state.to_forget.last() {
-            let step = move |tx: &crate::store::Tx<'_>| replay::forget_some(tx, &id, FORGOTTEN_AT_ONCE);
-            if durable::write(&self.db, step).await? < FORGOTTEN_AT_ONCE {
+            let log = self.replay.clone();
+            // Where it may wait.
+            let step = spawn_blocking(move || log.forget_some(&id, FORGOTTEN_AT_ONCE));
+            if !step.await.unwrap_or(Err(StoreError::Closed))? {
                 self.state.to_forget.pop();
                 durable::wipe(&self.db).await;
             }
@@ -346,9 +352,10 @@ mod tests {
         let plan = KeyPlan::new(&KeysConfig::default()).unwrap();
         let keyring = Keyring::open(&home.path().join("keys"), &plan, None, &mut world.dice()).unwrap();
         let db = Db::open(&home.path().join("node.db"), &NODE_SCHEMAS).unwrap();
+        let replay = ReplayLog::open(&db).unwrap();
         let config = NodeConfig { nickname: "Alice".into(), home: home.path().into(), ..NodeConfig::default() };
         let (settings, config) = watch::channel(Arc::new(config));
-        (Office { keyring, db, config, port: 48099, world, stop: CancellationToken::new() }, settings)
+        (Office { keyring, replay, db, config, port: 48099, world, stop: CancellationToken::new() }, settings)
     }
 
     fn started(home: tempfile::TempDir, now: SystemTime) -> Mix {
@@ -387,11 +394,12 @@ mod tests {
         /// A packet that came under this key.
         fn remember(&self, key: &Digest, packet: u32) {
             let (key, hash) = (*key, crate::crypto::sha1(&[&packet.to_be_bytes()]));
-            self.rotation.db.write(move |tx| replay::remember(tx, &key, &hash)).unwrap();
+            let log = self.rotation.replay.clone();
+            self.rotation.db.write(move |tx| log.remember(tx, &key, &hash)).unwrap();
         }
 
         fn remembered(&self, key: &Digest) -> u64 {
-            self.rotation.db.read(|view| replay::count(view, key)).unwrap()
+            self.rotation.replay.count(key).unwrap()
         }
 
         /// The program ends here and starts again.

@@ -282,6 +282,7 @@ impl Node {
         let db = Db::open(&config.home.join("node.db"), &NODE_SCHEMAS)?;
         let keyring = Keyring::open(&config.home.join("keys"), &plan, passphrase, &mut dice)?;
         let identity = keyring.identity().clone();
+        let replay = ReplayLog::open(&db)?;
 
         let (change_rhythm, rhythm) = watch::channel(rhythm(config)?);
         let (change_outgoing, outgoing) = watch::channel(config.outgoing.clone());
@@ -307,6 +308,7 @@ impl Node {
         let (settings, in_force) = watch::channel(Arc::new(config.clone()));
         let rotation = Rotation::start(Office {
             keyring,
+            replay: replay.clone(),
             db: db.clone(),
             config: in_force,
             port: address.port(),
@@ -321,7 +323,7 @@ impl Node {
         let worker = Worker {
             db: db.clone(),
             keys: Arc::clone(&rotation.live),
-            replay: ReplayLog::new(db.clone()),
+            replay: replay.clone(),
             counters: counters.clone(),
             stop: stop.clone(),
         };

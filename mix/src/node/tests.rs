@@ -99,7 +99,7 @@ async fn every_packet_is_answered_alike_and_before_anybody_has_looked_at_it() {
     let worker = Worker {
         db: db.clone(),
         keys: Arc::new(RwLock::new(vec![Arc::new(PacketKey::new(&key(1)).unwrap())])),
-        replay: ReplayLog::new(db.clone()),
+        replay: ReplayLog::open(&db).unwrap(),
         counters: counters.clone(),
         stop: stop.clone(),
     };

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use super::db::{Db, Schema, StoreError, Tx, View, held, params, sql_limit};
+use super::db::{Db, Schema, StoreError, Tx, held, params, sql_limit};
 use crate::crypto::Digest;
 use crate::packet::unwrap::{self, Novelty};
 
@@ -24,72 +24,6 @@ pub const SCHEMA: Schema = Schema {
     ",
     slots: &[],
 };
-
-/// Remembers a packet that was opened with the packet key of this digest. Says false when it was here before. The
-/// last word: [`ReplayLog::claim`] only spares the work on packets that will be dropped.
-///
-/// # Errors
-/// What the database says.
-pub fn remember(tx: &Tx<'_>, packet_key: &Digest, hash: &Digest) -> Result<bool, StoreError> {
-    let inserted =
-        tx.execute("INSERT OR IGNORE INTO replay (packet_key, hash) VALUES (?1, ?2)", params![packet_key.0, hash.0])?;
-    Ok(inserted > 0)
-}
-
-/// Whether a packet was here before.
-///
-/// # Errors
-/// What the database says.
-pub fn seen(view: &View<'_>, packet_key: &Digest, hash: &Digest) -> Result<bool, StoreError> {
-    view.exists("SELECT 1 FROM replay WHERE packet_key = ?1 AND hash = ?2", params![packet_key.0, hash.0])
-}
-
-/// Forgets all packets of a packet key that is destroyed, and says how many. Destroy the key first: with it, each of
-/// them could come again.
-///
-/// # Errors
-/// What the database says.
-pub fn forget(tx: &Tx<'_>, packet_key: &Digest) -> Result<usize, StoreError> {
-    tx.execute("DELETE FROM replay WHERE packet_key = ?1", params![packet_key.0])
-}
-
-/// As [`forget`], but no more than `limit` packets in this step, so that a log of millions does not hold up the steps of
-/// others. Says how many; fewer than `limit` were the last.
-///
-/// # Errors
-/// What the database says.
-pub fn forget_some(tx: &Tx<'_>, packet_key: &Digest, limit: usize) -> Result<usize, StoreError> {
-    tx.execute(
-        "DELETE FROM replay WHERE packet_key = ?1 AND hash IN (SELECT hash FROM replay WHERE packet_key = ?1 LIMIT ?2)",
-        params![packet_key.0, sql_limit(limit)],
-    )
-}
-
-/// The packet keys of which packets are remembered. Looks at one entry of each.
-///
-/// # Errors
-/// What the database says.
-pub fn packet_keys(view: &View<'_>) -> Result<Vec<Digest>, StoreError> {
-    let mut found: Vec<Digest> = Vec::new();
-    loop {
-        let after = found.last().map_or(&[][..], |last| &last.0);
-        let next = view.first("SELECT min(packet_key) FROM replay WHERE packet_key > ?1", params![after], |row| {
-            Ok(row.get::<_, Option<_>>(0)?)
-        })?;
-        match next.flatten() {
-            Some(next) => found.push(Digest(next)),
-            None => return Ok(found),
-        }
-    }
-}
-
-/// How many packets of a packet key are remembered.
-///
-/// # Errors
-/// What the database says.
-pub fn count(view: &View<'_>, packet_key: &Digest) -> Result<u64, StoreError> {
-    view.count("SELECT count(*) FROM replay WHERE packet_key = ?1", params![packet_key.0])
-}
 
 /// The replay log as the worker threads see it; clones share it. Two copies of a packet that are opened at the same time
 /// are told apart by claims.
@@ -110,8 +44,70 @@ pub struct Claim {
 
 impl ReplayLog {
     /// The log in `db`.
-    pub fn new(db: Db) -> Self {
-        Self { db, claims: Claims::default() }
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn open(db: &Db) -> Result<Self, StoreError> {
+        Ok(Self { db: db.clone(), claims: Claims::default() })
+    }
+
+    /// Remembers a packet that was opened with the packet key of this digest. Says false when it was here before. The
+    /// last word: [`ReplayLog::claim`] only spares the work on packets that will be dropped.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn remember(&self, tx: &Tx<'_>, packet_key: &Digest, hash: &Digest) -> Result<bool, StoreError> {
+        let sql = "INSERT OR IGNORE INTO replay (packet_key, hash) VALUES (?1, ?2)";
+        Ok(tx.execute(sql, params![packet_key.0, hash.0])? > 0)
+    }
+
+    /// Whether a packet was here before.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn seen(&self, packet_key: &Digest, hash: &Digest) -> Result<bool, StoreError> {
+        let sql = "SELECT 1 FROM replay WHERE packet_key = ?1 AND hash = ?2";
+        self.db.read(|view| view.exists(sql, params![packet_key.0, hash.0]))
+    }
+
+    /// Forgets some packets of a packet key that is destroyed, no more than `limit`, so that a log of millions does not
+    /// hold up the steps of others. Says whether there may be more. Destroy the key first: with it, each of them could
+    /// come again.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn forget_some(&self, packet_key: &Digest, limit: usize) -> Result<bool, StoreError> {
+        let (packet_key, limit_of_sql) = (*packet_key, sql_limit(limit));
+        let sql = "DELETE FROM replay
+                   WHERE packet_key = ?1 AND hash IN (SELECT hash FROM replay WHERE packet_key = ?1 LIMIT ?2)";
+        Ok(self.db.write(move |tx| tx.execute(sql, params![packet_key.0, limit_of_sql]))? == limit)
+    }
+
+    /// The packet keys of which packets are remembered. Looks at one entry of each.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn packet_keys(&self) -> Result<Vec<Digest>, StoreError> {
+        self.db.read(|view| {
+            let mut found: Vec<Digest> = Vec::new();
+            loop {
+                let after = found.last().map_or(&[][..], |last| &last.0);
+                let sql = "SELECT min(packet_key) FROM replay WHERE packet_key > ?1";
+                let next = view.first(sql, params![after], |row| Ok(row.get::<_, Option<_>>(0)?))?;
+                match next.flatten() {
+                    Some(next) => found.push(Digest(next)),
+                    None => return Ok(found),
+                }
+            }
+        })
+    }
+
+    /// How many packets of a packet key are remembered.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub fn count(&self, packet_key: &Digest) -> Result<u64, StoreError> {
+        self.db.read(|view| view.count("SELECT count(*) FROM replay WHERE packet_key = ?1", params![packet_key.0]))
     }
 
     /// The right to let this packet pass, to be kept until `queue::incoming::finish` is durable. `None` when it was here
@@ -127,8 +123,7 @@ impl ReplayLog {
             return Ok(None);
         }
         let claim = Claim { packet, claims: Arc::clone(&self.claims) };
-        let seen = self.db.read(|view| seen(view, packet_key, hash))?;
-        Ok((!seen).then_some(claim))
+        Ok((!self.seen(packet_key, hash)?).then_some(claim))
     }
 
     /// What `unwrap::Opened::admit` asks about one packet.
@@ -194,24 +189,35 @@ impl fmt::Debug for Claim {
 mod tests {
     use std::sync::Barrier;
 
-    use super::{ReplayLog, SCHEMA, count, forget, forget_some, packet_keys, remember};
+    use super::{ReplayLog, SCHEMA};
     use crate::packet::unwrap::{Novelty, ReplayLog as _};
-    use crate::store::StoreError;
     use crate::store::testing::{digest, fresh, reopened};
+    use crate::store::{Db, StoreError};
+
+    /// Remembers packets in one step; says how many were new.
+    fn remember(db: &Db, log: &ReplayLog, key: &str, packets: &[&str]) -> usize {
+        let (log, key) = (log.clone(), digest(key));
+        let packets: Vec<_> = packets.iter().map(|packet| digest(packet)).collect();
+        let new = db.write(move |tx| packets.iter().map(|hash| log.remember(tx, &key, hash)).collect());
+        new.map(|new: Vec<bool>| new.into_iter().filter(|new| *new).count()).unwrap()
+    }
 
     #[test]
     fn replayed_packet_is_refused_after_a_restart() {
         let (folder, db) = fresh(&[SCHEMA]);
-        assert!(db.write(|tx| remember(tx, &digest("key"), &digest("packet"))).unwrap());
+        let log = ReplayLog::open(&db).unwrap();
+        assert_eq!(remember(&db, &log, "key", &["packet"]), 1);
+        drop(log);
         let db = reopened(folder.path(), db, &[SCHEMA]);
-        assert!(!db.write(|tx| remember(tx, &digest("key"), &digest("packet"))).unwrap());
-        assert!(ReplayLog::new(db).claim(&digest("key"), &digest("packet")).unwrap().is_none());
+        let log = ReplayLog::open(&db).unwrap();
+        assert_eq!(remember(&db, &log, "key", &["packet"]), 0);
+        assert!(log.claim(&digest("key"), &digest("packet")).unwrap().is_none());
     }
 
     #[test]
     fn two_copies_opened_at_the_same_time_pass_once() {
         let (_folder, db) = fresh(&[SCHEMA]);
-        let log = ReplayLog::new(db);
+        let log = ReplayLog::open(&db).unwrap();
         let barrier = Barrier::new(4);
         let claims: Vec<_> = std::thread::scope(|scope| {
             let open = || {
@@ -227,7 +233,7 @@ mod tests {
     #[test]
     fn packet_whose_processing_failed_may_come_again() {
         let (_folder, db) = fresh(&[SCHEMA]);
-        let log = ReplayLog::new(db);
+        let log = ReplayLog::open(&db).unwrap();
         let claim = log.claim(&digest("key"), &digest("packet")).unwrap();
         assert!(claim.is_some());
         drop(claim);
@@ -237,10 +243,11 @@ mod tests {
     #[test]
     fn finished_packet_is_refused_after_its_claim_is_gone() {
         let (_folder, db) = fresh(&[SCHEMA]);
-        let log = ReplayLog::new(db.clone());
+        let log = ReplayLog::open(&db).unwrap();
         let claim = log.claim(&digest("key"), &digest("packet")).unwrap().unwrap();
         let (key, hash) = (*claim.packet_key(), *claim.hash());
-        assert!(db.write(move |tx| remember(tx, &key, &hash)).unwrap());
+        let writing = log.clone();
+        assert!(db.write(move |tx| writing.remember(tx, &key, &hash)).unwrap());
         drop(claim);
         assert!(log.claim(&digest("key"), &digest("packet")).unwrap().is_none());
     }
@@ -248,7 +255,7 @@ mod tests {
     #[test]
     fn gate_admits_a_packet_once_and_hands_its_claim_over() {
         let (_folder, db) = fresh(&[SCHEMA]);
-        let log = ReplayLog::new(db.clone());
+        let log = ReplayLog::open(&db).unwrap();
         let mut gate = log.gate();
         assert_eq!(gate.admit(&digest("key"), &digest("packet")).unwrap(), Novelty::New);
         assert_eq!(gate.admit(&digest("key"), &digest("packet")).unwrap(), Novelty::Replay);
@@ -259,33 +266,18 @@ mod tests {
     }
 
     #[test]
-    fn packets_are_forgotten_with_their_packet_key_and_no_other() {
+    fn packets_are_forgotten_in_small_steps_with_their_packet_key_and_no_other() {
         let (_folder, db) = fresh(&[SCHEMA]);
-        db.write(|tx| {
-            remember(tx, &digest("old key"), &digest("one"))?;
-            remember(tx, &digest("old key"), &digest("two"))?;
-            remember(tx, &digest("new key"), &digest("one"))
-        })
-        .unwrap();
-        assert_eq!(db.write(|tx| forget(tx, &digest("old key"))).unwrap(), 2);
-        assert_eq!(db.read(|view| count(view, &digest("old key"))).unwrap(), 0);
-        assert_eq!(db.read(|view| count(view, &digest("new key"))).unwrap(), 1);
-    }
-
-    #[test]
-    fn packets_are_forgotten_in_small_steps_and_the_keys_that_have_some_are_listed() {
-        let (_folder, db) = fresh(&[SCHEMA]);
-        assert_eq!(db.read(packet_keys).unwrap(), []);
-        db.write(|tx| {
-            (0..5).try_for_each(|i| remember(tx, &digest("old key"), &digest(&format!("{i}"))).map(|_| ()))?;
-            remember(tx, &digest("new key"), &digest("0"))
-        })
-        .unwrap();
+        let log = ReplayLog::open(&db).unwrap();
+        assert_eq!(log.packet_keys().unwrap(), []);
+        remember(&db, &log, "old key", &["1", "2", "3", "4", "5"]);
+        remember(&db, &log, "new key", &["1"]);
         let mut keys = [digest("old key"), digest("new key")];
-        keys.sort_by_key(|key| key.0);
-        assert_eq!(db.read(packet_keys).unwrap(), keys);
-        let step = || db.write(|tx| forget_some(tx, &digest("old key"), 2)).unwrap();
-        assert_eq!([step(), step(), step(), step()], [2, 2, 1, 0]);
-        assert_eq!(db.read(packet_keys).unwrap(), [digest("new key")]);
+        keys.sort();
+        assert_eq!(log.packet_keys().unwrap(), keys);
+        let step = || log.forget_some(&digest("old key"), 2).unwrap();
+        assert_eq!([step(), step(), step(), step()], [true, true, false, false]);
+        assert_eq!(log.packet_keys().unwrap(), [digest("new key")]);
+        assert_eq!((log.count(&digest("old key")).unwrap(), log.count(&digest("new key")).unwrap()), (0, 1));
     }
 }

@@ -4,7 +4,8 @@ use super::pool::{self, PoolItem};
 use crate::crypto::Digest;
 use crate::packet::Packet;
 use crate::store::db::{Slot, StoreError, Tx, View, params, row_id, sql_limit};
-use crate::store::{packet_in, replay};
+use crate::store::packet_in;
+use crate::store::replay::ReplayLog;
 
 row_id! {
     /// A packet that was received and not opened yet. Later packets have higher numbers, and none comes twice.
@@ -71,6 +72,7 @@ pub fn count(view: &View<'_>) -> Result<u64, StoreError> {
 /// [`StoreError::Missing`] when there is no such packet; what the database says.
 pub fn finish(
     tx: &Tx<'_>,
+    log: &ReplayLog,
     id: IncomingId,
     packet_key: &Digest,
     replay_hash: &Digest,
@@ -79,7 +81,7 @@ pub fn finish(
     if !discard(tx, id)? {
         return Err(StoreError::Missing { what: "incoming packet" });
     }
-    if !replay::remember(tx, packet_key, replay_hash)? {
+    if !log.remember(tx, packet_key, replay_hash)? {
         return Ok(Admission::Replayed);
     }
     if let Next::Pool(item) = next {

@@ -74,9 +74,10 @@ mod tests {
     use super::pool::{self, PoolItem, Released};
     use super::{Cargo, DestinationId, ExitContent, SCHEMA, exit, outgoing};
     use crate::packet::{Handle, NextHop, RoutingType};
+    use crate::store::Db;
     use crate::store::db::{Schema, StoreError};
+    use crate::store::replay::{self, ReplayLog};
     use crate::store::testing::{as_after_a_kill, digest, fresh, hop, hour, packet, payload, reopened};
-    use crate::store::{Db, replay};
 
     const SCHEMAS: [Schema; 2] = [SCHEMA, replay::SCHEMA];
 
@@ -103,7 +104,8 @@ mod tests {
     }
 
     fn finish(db: &Db, id: incoming::IncomingId, next: Next) -> Result<Admission, StoreError> {
-        db.write(move |tx| incoming::finish(tx, id, &digest("key"), &digest("packet"), &next))
+        let log = ReplayLog::open(db).unwrap();
+        db.write(move |tx| incoming::finish(tx, &log, id, &digest("key"), &digest("packet"), &next))
     }
 
     fn cargo(db: &Db, to: DestinationId) -> Vec<Cargo> {
@@ -155,9 +157,10 @@ mod tests {
         let (folder, db) = fresh(&SCHEMAS);
         let id = db.write(|tx| incoming::push(tx, &packet(1))).unwrap();
         let here = folder.path().to_owned();
+        let log = ReplayLog::open(&db).unwrap();
         let (_copy, killed) = db
             .write(move |tx| {
-                incoming::finish(tx, id, &digest("key"), &digest("packet"), &Next::Pool(deliver(1)))?;
+                incoming::finish(tx, &log, id, &digest("key"), &digest("packet"), &Next::Pool(deliver(1)))?;
                 Ok(as_after_a_kill(&here, &SCHEMAS))
             })
             .unwrap();
@@ -167,7 +170,7 @@ mod tests {
         let (_copy, killed) = as_after_a_kill(folder.path(), &SCHEMAS);
         assert_eq!(killed.read(incoming::count).unwrap(), 0);
         assert_eq!(killed.read(pool::count).unwrap(), 1);
-        assert!(killed.read(|view| replay::seen(view, &digest("key"), &digest("packet"))).unwrap());
+        assert!(ReplayLog::open(&killed).unwrap().seen(&digest("key"), &digest("packet")).unwrap());
     }
 
     #[test]
@@ -176,7 +179,7 @@ mod tests {
         let id = db.write(|tx| incoming::push(tx, &packet(1))).unwrap();
         assert_eq!(finish(&db, id, Next::Drop).unwrap(), Admission::Admitted);
         assert_eq!(db.read(pool::count).unwrap(), 0);
-        assert!(db.read(|view| replay::seen(view, &digest("key"), &digest("packet"))).unwrap());
+        assert!(ReplayLog::open(&db).unwrap().seen(&digest("key"), &digest("packet")).unwrap());
     }
 
     #[test]
