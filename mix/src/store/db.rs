@@ -205,6 +205,11 @@ impl Db {
         self.0.slots.as_ref().map_or(0, |slots| slots.free())
     }
 
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
     /// Writes what is queued, empties the write-ahead log and closes the file, for all handles. Later calls on them
     /// say [`StoreError::Closed`]. Closing twice does nothing.
     pub fn close(&self) {
@@ -433,6 +438,14 @@ pub enum StoreError {
         /// What the system says.
         source: io::Error,
     },
+    /// A file beside the database cannot be read or written.
+    #[error("{}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// The folder does not keep the file private.
     #[error("folder {} {why}", path.display())]
     Folder {
@@ -521,6 +534,7 @@ impl StoreError {
         match self {
             Self::Full | Self::Busy | Self::Undone | Self::Closed => StoreErrorKind::Unavailable,
             Self::Open { .. }
+            | Self::File { .. }
             | Self::Folder { .. }
             | Self::Locked { .. }
             | Self::SchemaVersion { .. }
