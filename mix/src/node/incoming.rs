@@ -413,6 +413,7 @@ mod tests {
         mix.unwrap(vec![packet.clone()]);
         assert_eq!(mix.waiting(), (0, 1));
         assert_eq!(mix.worker.counters.snapshot().replayed, 2);
+        mix.worker.replay.close();
         mix.worker.db.close();
         mix.worker.db = open(&mix.home);
         mix.worker.replay = ReplayLog::open(&mix.worker.db).unwrap();

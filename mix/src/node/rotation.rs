@@ -244,7 +244,7 @@ impl Rotation {
     async fn forget(&mut self) -> Result<(), NodeError> {
         while let Some(&id) = self.state.to_forget.last() {
             let log = self.replay.clone();
-            // Where it may wait.
+            // Where it may wait: a run is overwritten whole.
             let step = spawn_blocking(move || log.forget_some(&id, FORGOTTEN_AT_ONCE));
             if !step.await.unwrap_or(Err(StoreError::Closed))? {
                 self.state.to_forget.pop();
@@ -352,6 +352,8 @@ mod tests {
         let plan = KeyPlan::new(&KeysConfig::default()).unwrap();
         let keyring = Keyring::open(&home.path().join("keys"), &plan, None, &mut world.dice()).unwrap();
         let db = Db::open(&home.path().join("node.db"), &NODE_SCHEMAS).unwrap();
+        // So that some of what is to be forgotten lies in runs.
+        crate::store::replay::testing::flush_beyond(db.path(), 1);
         let replay = ReplayLog::open(&db).unwrap();
         let config = NodeConfig { nickname: "Alice".into(), home: home.path().into(), ..NodeConfig::default() };
         let (settings, config) = watch::channel(Arc::new(config));
@@ -396,6 +398,7 @@ mod tests {
             let (key, hash) = (*key, crate::crypto::sha1(&[&packet.to_be_bytes()]));
             let log = self.rotation.replay.clone();
             self.rotation.db.write(move |tx| log.remember(tx, &key, &hash)).unwrap();
+            self.rotation.replay.tidy_up().unwrap();
         }
 
         fn remembered(&self, key: &Digest) -> u64 {
@@ -406,6 +409,7 @@ mod tests {
         fn restarted(self) -> Self {
             let Self { home, rotation, .. } = self;
             let now = rotation.world.now();
+            rotation.replay.close();
             rotation.db.close();
             started(home, now)
         }

@@ -215,6 +215,7 @@ pub struct RunningNode {
     pub db: Db,
     /// What its operator may ask and change.
     pub control: NodeControl,
+    replay: ReplayLog,
     tasks: JoinSet<()>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
@@ -240,13 +241,14 @@ impl RunningNode {
         while let Some(ended) = self.tasks.join_next().await {
             report(Some(ended));
         }
-        let threads = self.threads;
+        let (threads, replay) = (self.threads, self.replay);
         let joined = tokio::task::spawn_blocking(move || {
             threads.into_iter().for_each(|thread| {
                 if thread.join().is_err() {
                     error!("a worker of the node failed");
                 }
             });
+            replay.close();
         });
         // A worker that failed has been reported by now.
         let _ = joined.await;
@@ -390,7 +392,7 @@ impl Node {
                 stats: change_stats,
             },
         }));
-        Ok(RunningNode { address, addresses, db, control, tasks, threads })
+        Ok(RunningNode { address, addresses, db, control, replay, tasks, threads })
     }
 }
 

@@ -210,6 +210,11 @@ impl Db {
         &self.0.path
     }
 
+    /// Whether this is the thread that runs steps: whoever waits here for a step waits for ever.
+    pub(super) fn is_on_writer_thread(&self) -> bool {
+        thread::current().id() == self.0.writer_id
+    }
+
     /// Writes what is queued, empties the write-ahead log and closes the file, for all handles. Later calls on them
     /// say [`StoreError::Closed`]. Closing twice does nothing.
     pub fn close(&self) {

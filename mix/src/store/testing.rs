@@ -1,7 +1,7 @@
 //! What the tests of the stores share.
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{DirBuilder, Permissions};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -35,6 +35,13 @@ pub(crate) fn as_after_a_kill(folder: &Path, schemas: &[Schema]) -> (TempDir, Db
     for name in ["store.db", "store.db-wal", "store.packets"] {
         if folder.join(name).exists() {
             std::fs::copy(folder.join(name), copy.path().join(name)).unwrap();
+        }
+    }
+    // What lies beside it, if anything does.
+    if let Ok(runs) = std::fs::read_dir(folder.join("store.replay")) {
+        DirBuilder::new().mode(0o700).create(copy.path().join("store.replay")).unwrap();
+        for run in runs.map(|run| run.unwrap().path()) {
+            std::fs::copy(&run, copy.path().join("store.replay").join(run.file_name().unwrap())).unwrap();
         }
     }
     let db = Db::open(&copy.path().join("store.db"), schemas).unwrap();

@@ -2,35 +2,89 @@
 //!
 //! What is remembered of a packet is the hash that its shared secret gives; it is forgotten together with the packet key
 //! that opened the packet, since no packet can be opened twice without the key.
+//!
+//! The newest entries of each packet key lie in a table of the database, so that an entry is part of the packet's
+//! transaction. When there are many, they become a *run*, a file of sorted entries beside the database (`run`), and runs
+//! become fewer (`merge`); `upkeep` does both behind the packets' back. So the table stays small however long the log is,
+//! and one more entry and a look for one cost the same in a log of ten thousand and of ten million. Within a run nothing
+//! says in which order packets came. That a newer run holds newer packets is accepted: it tells tens of thousands from tens
+//! of thousands.
+
+mod filter;
+mod merge;
+mod run;
+mod shelf;
+mod upkeep;
 
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
 
-use super::db::{Db, Schema, StoreError, Tx, held, params, sql_limit};
+use self::filter::MAX_BLOCKS;
+use self::run::{Folder, Registered, Run, RunId};
+use self::shelf::Shelf;
+use self::upkeep::{Bell, Table, Upkeep};
+use super::db::{Db, Schema, StoreError, Tx, View, held, params};
 use crate::crypto::Digest;
 use crate::packet::unwrap::{self, Novelty};
 
-/// The tables of this file. One b-tree, no row ids: nothing says in which order packets came.
+/// The tables of this folder. The entries are one b-tree without row ids: nothing says in which order packets came.
 pub const SCHEMA: Schema = Schema {
     name: "replay",
-    version: 1,
+    version: 2,
     sql: "
         CREATE TABLE replay (
             packet_key BLOB NOT NULL,
             hash BLOB NOT NULL,
             PRIMARY KEY (packet_key, hash)
         ) WITHOUT ROWID;
+        -- Files beside the database.
+        CREATE TABLE replay_run (id INTEGER PRIMARY KEY, packet_key BLOB NOT NULL, checksum BLOB NOT NULL);
     ",
     slots: &[],
 };
 
+/// Entries of a packet key in the table, before they become a run. They are a megabyte and a half, which SQLite keeps in
+/// memory; moving them holds up the packets for a fraction of a second. With fewer, more often and more runs; with more,
+/// longer.
+const MOST: usize = 32_768;
+
+/// How a log is cut up. Tests take less.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// As [`MOST`].
+    most: usize,
+    /// As [`MAX_BLOCKS`].
+    blocks: usize,
+    /// Whether a thread looks after it.
+    thread: bool,
+}
+
+const PLAN: Plan = Plan { most: MOST, blocks: MAX_BLOCKS, thread: true };
+
 /// The replay log as the worker threads see it; clones share it. Two copies of a packet that are opened at the same time
-/// are told apart by claims.
+/// are told apart by claims. A thread tidies it up until the last handle is gone, or the log is closed.
 #[derive(Clone, Debug)]
 pub struct ReplayLog {
-    db: Db,
+    handle: Arc<Handle>,
     claims: Claims,
+}
+
+/// What the clones share. Its end is the thread's.
+struct Handle {
+    log: Arc<Log>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the thread shares too.
+struct Log {
+    db: Db,
+    plan: Plan,
+    table: Table,
+    shelf: Shelf,
+    upkeep: Mutex<Upkeep>,
+    bell: Bell,
 }
 
 /// Packets that were admitted and are not finished yet, by packet key and hash.
@@ -43,71 +97,123 @@ pub struct Claim {
 }
 
 impl ReplayLog {
-    /// The log in `db`.
+    /// The log in `db` and in the folder beside it. Reads all runs, and wipes what a crash has left.
     ///
     /// # Errors
-    /// What the database says.
+    /// [`StoreError::Corrupt`] when a run is missing or damaged: through a hole in the log, packets would pass a second
+    /// time. [`StoreError::Locked`] when the log is open already; what the database and the system say.
     pub fn open(db: &Db) -> Result<Self, StoreError> {
-        Ok(Self { db: db.clone(), claims: Claims::default() })
+        Self::open_as(db, plan_for(db))
+    }
+
+    fn open_as(db: &Db, plan: Plan) -> Result<Self, StoreError> {
+        let folder = Folder::open(db.path())?;
+        let (counts, registered) = db.read(|view| Ok((table(view)?, registered(view)?)))?;
+        let shelf = Shelf::default();
+        for registered in &registered {
+            shelf.replace(&[], Some(Arc::new(Run::open(&folder, registered)?)));
+        }
+        let known: HashSet<_> = registered.iter().map(|run| folder.place(run.id)).collect();
+        folder.runs()?.iter().filter(|run| !known.contains(*run)).try_for_each(|run| folder.wipe(run))?;
+        let last = registered.iter().map(|run| run.id).max().unwrap_or(RunId(0));
+        let log = Arc::new(Log {
+            db: db.clone(),
+            plan,
+            table: Table::new(plan, counts),
+            shelf,
+            upkeep: Mutex::new(Upkeep::new(folder, last)),
+            bell: Bell::default(),
+        });
+        let thread = plan.thread.then(|| {
+            let log = Arc::clone(&log);
+            // What the last process left undone.
+            log.bell.ring();
+            thread::Builder::new().name("replay-upkeep".to_owned()).spawn(move || upkeep::run(&log))
+        });
+        let thread = thread.transpose().map_err(run::failed(db.path()))?;
+        Ok(Self { handle: Arc::new(Handle { log, thread: Mutex::new(thread) }), claims: Claims::default() })
     }
 
     /// Remembers a packet that was opened with the packet key of this digest. Says false when it was here before. The
     /// last word: [`ReplayLog::claim`] only spares the work on packets that will be dropped.
     ///
     /// # Errors
-    /// What the database says.
+    /// What the database says, and the system about a run.
     pub fn remember(&self, tx: &Tx<'_>, packet_key: &Digest, hash: &Digest) -> Result<bool, StoreError> {
+        let log = &self.handle.log;
+        // Runs before the table, other than in `seen`: entries leave the table on this very thread, and a run is taken
+        // away without another in its place only when all its entries are in the table, or nobody has the key any more.
+        if log.shelf.holds(packet_key, hash)? {
+            return Ok(false);
+        }
         let sql = "INSERT OR IGNORE INTO replay (packet_key, hash) VALUES (?1, ?2)";
-        Ok(tx.execute(sql, params![packet_key.0, hash.0])? > 0)
+        let new = tx.execute(sql, params![packet_key.0, hash.0])? > 0;
+        if new && log.table.add(packet_key) {
+            log.bell.ring();
+        }
+        Ok(new)
     }
 
     /// Whether a packet was here before.
     ///
     /// # Errors
-    /// What the database says.
+    /// What the database says, and the system about a run.
     pub fn seen(&self, packet_key: &Digest, hash: &Digest) -> Result<bool, StoreError> {
+        // The table first, then the runs. An entry that is not in the table any more left it by a commit, and the run
+        // that holds it stood on the shelf before; whatever took that run away since has put one with the same entries in
+        // its place at the same moment. In the other order it could move from the one to the other between the looks.
+        let log = &self.handle.log;
         let sql = "SELECT 1 FROM replay WHERE packet_key = ?1 AND hash = ?2";
-        self.db.read(|view| view.exists(sql, params![packet_key.0, hash.0]))
+        let in_table = log.db.read(|view| view.exists(sql, params![packet_key.0, hash.0]))?;
+        Ok(in_table || log.shelf.holds(packet_key, hash)?)
     }
 
-    /// Forgets some packets of a packet key that is destroyed, no more than `limit`, so that a log of millions does not
-    /// hold up the steps of others. Says whether there may be more. Destroy the key first: with it, each of them could
-    /// come again.
+    /// Forgets some packets of a packet key that is destroyed, no more than `limit` of the table or one run, so that a
+    /// log of millions does not hold up the steps of others. Says whether there are more. Destroy the key first: with it,
+    /// each of them could come again. Waits for a merge that is under way.
     ///
     /// # Errors
-    /// What the database says.
+    /// What the database says, and the system about a run.
     pub fn forget_some(&self, packet_key: &Digest, limit: usize) -> Result<bool, StoreError> {
-        let (packet_key, limit_of_sql) = (*packet_key, sql_limit(limit));
-        let sql = "DELETE FROM replay
-                   WHERE packet_key = ?1 AND hash IN (SELECT hash FROM replay WHERE packet_key = ?1 LIMIT ?2)";
-        Ok(self.db.write(move |tx| tx.execute(sql, params![packet_key.0, limit_of_sql]))? == limit)
+        let log = &self.handle.log;
+        upkeep::forget_some(log, &mut held(&log.upkeep), *packet_key, limit)
     }
 
-    /// The packet keys of which packets are remembered. Looks at one entry of each.
+    /// The packet keys of which packets are remembered.
     ///
     /// # Errors
     /// What the database says.
     pub fn packet_keys(&self) -> Result<Vec<Digest>, StoreError> {
-        self.db.read(|view| {
-            let mut found: Vec<Digest> = Vec::new();
-            loop {
-                let after = found.last().map_or(&[][..], |last| &last.0);
-                let sql = "SELECT min(packet_key) FROM replay WHERE packet_key > ?1";
-                let next = view.first(sql, params![after], |row| Ok(row.get::<_, Option<_>>(0)?))?;
-                match next.flatten() {
-                    Some(next) => found.push(Digest(next)),
-                    None => return Ok(found),
-                }
-            }
-        })
+        let log = &self.handle.log;
+        let mut found: Vec<_> = log.db.read(table)?.into_iter().map(|(packet_key, _)| packet_key).collect();
+        found.extend(log.shelf.packet_keys());
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
     }
 
-    /// How many packets of a packet key are remembered.
+    /// How many packets of a packet key are remembered. While entries become a run, they may count twice.
     ///
     /// # Errors
     /// What the database says.
     pub fn count(&self, packet_key: &Digest) -> Result<u64, StoreError> {
-        self.db.read(|view| view.count("SELECT count(*) FROM replay WHERE packet_key = ?1", params![packet_key.0]))
+        let log = &self.handle.log;
+        let in_table = log.db.read(|view| rows(view, packet_key))?;
+        Ok(in_table as u64 + log.shelf.of(packet_key).iter().map(|run| run.len()).sum::<u64>())
+    }
+
+    /// Does now what the thread would do in its own time, and returns when nothing is left to do.
+    ///
+    /// # Errors
+    /// What the database says, and the system about a run.
+    pub fn tidy_up(&self) -> Result<(), StoreError> {
+        let log = &self.handle.log;
+        upkeep::turn(log, &mut held(&log.upkeep)).map(|_| ())
+    }
+
+    /// Ends the thread, and lets the next log have the folder. Close the database after.
+    pub fn close(&self) {
+        self.handle.close();
     }
 
     /// The right to let this packet pass, to be kept until `queue::incoming::finish` is durable. `None` when it was here
@@ -115,7 +221,7 @@ impl ReplayLog {
     /// again, so that dropping this one loses nothing.
     ///
     /// # Errors
-    /// What the database says.
+    /// What the database says, and the system about a run.
     pub fn claim(&self, packet_key: &Digest, hash: &Digest) -> Result<Option<Claim>, StoreError> {
         let packet = (*packet_key, *hash);
         // Claim first, then look: whoever had the claim before has written before it let go.
@@ -129,6 +235,61 @@ impl ReplayLog {
     /// What `unwrap::Opened::admit` asks about one packet.
     pub fn gate(&self) -> Gate<'_> {
         Gate { log: self, claims: Vec::new() }
+    }
+}
+
+/// How many entries of each packet key are in the table.
+fn table(view: &View<'_>) -> Result<Vec<(Digest, usize)>, StoreError> {
+    view.all("SELECT packet_key, count(*) FROM replay GROUP BY packet_key", &[], |row| {
+        Ok((Digest(row.get(0)?), usize::try_from(row.get::<_, i64>(1)?).unwrap_or_default()))
+    })
+}
+
+/// How many entries of a packet key are in the table.
+fn rows(view: &View<'_>, packet_key: &Digest) -> Result<usize, StoreError> {
+    let rows = view.count("SELECT count(*) FROM replay WHERE packet_key = ?1", params![packet_key.0])?;
+    Ok(usize::try_from(rows).unwrap_or(usize::MAX))
+}
+
+/// The runs that make up the log with the table, from the oldest to the newest.
+fn registered(view: &View<'_>) -> Result<Vec<Registered>, StoreError> {
+    view.all("SELECT id, packet_key, checksum FROM replay_run ORDER BY id", &[], |row| {
+        Ok(Registered { id: RunId(row.get(0)?), packet_key: Digest(row.get(1)?), checksum: Digest(row.get(2)?) })
+    })
+}
+
+#[cfg(not(test))]
+fn plan_for(_: &Db) -> Plan {
+    PLAN
+}
+
+#[cfg(test)]
+use testing::plan_for;
+
+impl Handle {
+    fn close(&self) {
+        self.log.bell.stop();
+        // A step of the database may hold the last handle. The thread may wait for that step, and ends by itself after it.
+        if self.log.db.is_on_writer_thread() {
+            return;
+        }
+        if let Some(thread) = held(&self.thread).take() {
+            // A panic there was reported when it happened.
+            let _ = thread.join();
+        }
+        held(&self.log.upkeep).close();
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Log").field(&self.log.db).finish()
     }
 }
 
@@ -186,98 +347,6 @@ impl fmt::Debug for Claim {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Barrier;
-
-    use super::{ReplayLog, SCHEMA};
-    use crate::packet::unwrap::{Novelty, ReplayLog as _};
-    use crate::store::testing::{digest, fresh, reopened};
-    use crate::store::{Db, StoreError};
-
-    /// Remembers packets in one step; says how many were new.
-    fn remember(db: &Db, log: &ReplayLog, key: &str, packets: &[&str]) -> usize {
-        let (log, key) = (log.clone(), digest(key));
-        let packets: Vec<_> = packets.iter().map(|packet| digest(packet)).collect();
-        let new = db.write(move |tx| packets.iter().map(|hash| log.remember(tx, &key, hash)).collect());
-        new.map(|new: Vec<bool>| new.into_iter().filter(|new| *new).count()).unwrap()
-    }
-
-    #[test]
-    fn replayed_packet_is_refused_after_a_restart() {
-        let (folder, db) = fresh(&[SCHEMA]);
-        let log = ReplayLog::open(&db).unwrap();
-        assert_eq!(remember(&db, &log, "key", &["packet"]), 1);
-        drop(log);
-        let db = reopened(folder.path(), db, &[SCHEMA]);
-        let log = ReplayLog::open(&db).unwrap();
-        assert_eq!(remember(&db, &log, "key", &["packet"]), 0);
-        assert!(log.claim(&digest("key"), &digest("packet")).unwrap().is_none());
-    }
-
-    #[test]
-    fn two_copies_opened_at_the_same_time_pass_once() {
-        let (_folder, db) = fresh(&[SCHEMA]);
-        let log = ReplayLog::open(&db).unwrap();
-        let barrier = Barrier::new(4);
-        let claims: Vec<_> = std::thread::scope(|scope| {
-            let open = || {
-                barrier.wait();
-                log.claim(&digest("key"), &digest("packet")).unwrap()
-            };
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
-            threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
-        });
-        assert_eq!(claims.len(), 1);
-    }
-
-    #[test]
-    fn packet_whose_processing_failed_may_come_again() {
-        let (_folder, db) = fresh(&[SCHEMA]);
-        let log = ReplayLog::open(&db).unwrap();
-        let claim = log.claim(&digest("key"), &digest("packet")).unwrap();
-        assert!(claim.is_some());
-        drop(claim);
-        assert!(log.claim(&digest("key"), &digest("packet")).unwrap().is_some());
-    }
-
-    #[test]
-    fn finished_packet_is_refused_after_its_claim_is_gone() {
-        let (_folder, db) = fresh(&[SCHEMA]);
-        let log = ReplayLog::open(&db).unwrap();
-        let claim = log.claim(&digest("key"), &digest("packet")).unwrap().unwrap();
-        let (key, hash) = (*claim.packet_key(), *claim.hash());
-        let writing = log.clone();
-        assert!(db.write(move |tx| writing.remember(tx, &key, &hash)).unwrap());
-        drop(claim);
-        assert!(log.claim(&digest("key"), &digest("packet")).unwrap().is_none());
-    }
-
-    #[test]
-    fn gate_admits_a_packet_once_and_hands_its_claim_over() {
-        let (_folder, db) = fresh(&[SCHEMA]);
-        let log = ReplayLog::open(&db).unwrap();
-        let mut gate = log.gate();
-        assert_eq!(gate.admit(&digest("key"), &digest("packet")).unwrap(), Novelty::New);
-        assert_eq!(gate.admit(&digest("key"), &digest("packet")).unwrap(), Novelty::Replay);
-        assert_eq!(gate.admit(&digest("other key"), &digest("packet")).unwrap(), Novelty::New);
-        assert_eq!(gate.into_claims().len(), 2);
-        db.close();
-        assert!(matches!(log.gate().admit(&digest("key"), &digest("packet")), Err(StoreError::Closed)));
-    }
-
-    #[test]
-    fn packets_are_forgotten_in_small_steps_with_their_packet_key_and_no_other() {
-        let (_folder, db) = fresh(&[SCHEMA]);
-        let log = ReplayLog::open(&db).unwrap();
-        assert_eq!(log.packet_keys().unwrap(), []);
-        remember(&db, &log, "old key", &["1", "2", "3", "4", "5"]);
-        remember(&db, &log, "new key", &["1"]);
-        let mut keys = [digest("old key"), digest("new key")];
-        keys.sort();
-        assert_eq!(log.packet_keys().unwrap(), keys);
-        let step = || log.forget_some(&digest("old key"), 2).unwrap();
-        assert_eq!([step(), step(), step(), step()], [true, true, false, false]);
-        assert_eq!(log.packet_keys().unwrap(), [digest("new key")]);
-        assert_eq!((log.count(&digest("old key")).unwrap(), log.count(&digest("new key")).unwrap()), (0, 1));
-    }
-}
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
