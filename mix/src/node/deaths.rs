@@ -24,6 +24,7 @@ use crate::store::Db;
 use crate::store::db::death::{self, Moment};
 use crate::store::inbox::Arrival;
 use crate::store::queue::{exit, incoming, outgoing, pool};
+use crate::store::replay;
 
 /// Packets of each kind.
 const EACH: usize = 3;
@@ -188,6 +189,8 @@ async fn dies_and_goes_on(folder: &Path, template: &Path, commit: u64, moment: M
     let case = format!("{moment:?} of commit {commit}");
 
     let path = home.join("node.db");
+    // So that entries become runs, and runs are merged, in so short a life.
+    replay::testing::flush_beyond(&path, 1);
     let death = death::plan(&path, commit, moment);
     let node = around.start(&home).await;
     let mix = node.descriptor().hop().unwrap();
@@ -224,6 +227,8 @@ async fn dies_and_goes_on(folder: &Path, template: &Path, commit: u64, moment: M
     until(&format!("{case}: all are known"), || around.counters.snapshot().replayed == before + all).await;
     until(&format!("{case}: nothing waits"), || waiting(&node.db) == 0).await;
     assert_eq!((around.relayed.all(), around.delivered.all()), left, "{case}");
+    let runs = home.join("node.replay");
+    until(&format!("{case}: entries lie in runs"), || std::fs::read_dir(&runs).unwrap().next().is_some()).await;
     around.stop.cancel();
     node.ended().await;
     outlives.cancel();
