@@ -19,6 +19,7 @@ const BROKEN: Schema = Schema {
         CREATE TRIGGER break_commit AFTER INSERT ON replay_run WHEN EXISTS (SELECT 1 FROM broken)
         BEGIN INSERT INTO checked (id) VALUES (-1); END;
     ",
+    slots: &[],
 };
 
 /// A log of 25 entries under one key, that may have ten in its table.
