@@ -217,7 +217,7 @@ impl Default for OutgoingConfig {
 
 impl OutgoingConfig {
     /// What connects as these settings say, within `bandwidth`.
-    pub fn connector(&self, bandwidth: Option<Bandwidth>) -> Connector {
+    pub fn connector(&self, resolver: Option<Resolver>, bandwidth: Option<Bandwidth>) -> Connector {
         let config = ConnectConfig {
             connect_timeout: self.connect_timeout,
             handshake_timeout: self.handshake_timeout,
@@ -225,7 +225,7 @@ impl OutgoingConfig {
             ..ConnectConfig::default()
         };
         let resolve = ResolveConfig { lifetime: self.address_lifetime, lookups: self.lookups };
-        Connector::new(config, Resolver::system(resolve))
+        Connector::new(config, resolver.unwrap_or_else(|| Resolver::system(resolve)))
             .with_policy(self.access.policy().clone())
             .with_bandwidth(bandwidth)
     }

@@ -3,6 +3,8 @@
 //! The way of a packet: `incoming` → pool → `mixing` → `outgoing` or `exit`. The way of the user's own mail: outbox →
 //! `sender` → pool. `network` knows who the mixes are, `directory` is the server that says so.
 
+#[cfg(test)]
+mod adversity;
 pub mod clock;
 pub mod config;
 mod control;

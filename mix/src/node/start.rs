@@ -37,6 +37,7 @@ use crate::directory::fields::{InvalidText, Text, Unsignable};
 use crate::directory::nickname::{InvalidNickname, Nickname};
 use crate::net::bandwidth::{Bandwidth, InvalidBandwidth};
 use crate::net::listen::{ListenError, MmtpListener};
+use crate::net::resolve::Resolver;
 use crate::net::sockets::Inherited;
 use crate::net::tls::{IdentityError, LinkIdentity};
 use crate::packet::HostName;
@@ -269,6 +270,15 @@ impl Node {
     /// # Errors
     /// [`NodeError`].
     pub async fn start(config: &NodeConfig, parts: Parts) -> Result<RunningNode, NodeError> {
+        Self::start_asking(config, parts, None).await
+    }
+
+    /// As [`Node::start`]; names of hosts are looked up by `resolver`, if there is one, and not by the system's.
+    pub(super) async fn start_asking(
+        config: &NodeConfig,
+        parts: Parts,
+        resolver: Option<Resolver>,
+    ) -> Result<RunningNode, NodeError> {
         let Parts { world, counters, mailboxes, network, directory, passphrase, sockets, stop } = parts;
         check(config, mailboxes.is_some())?;
         let nickname: Nickname = config.nickname.parse()?;
@@ -370,7 +380,7 @@ impl Node {
         }
         let dummies = directory.as_ref().filter(|_| config.dummies.enabled);
         let dummies = dummies.map(|known| Dummies::new(config.dummies.clone(), known.clone(), own, counters.clone()));
-        let carry = Carry { db: db.clone(), rhythm, own: Some(own), dummies, directory, bandwidth };
+        let carry = Carry { db: db.clone(), rhythm, own: Some(own), dummies, directory, bandwidth, resolver };
         carry.spawn(&mut tasks, bells, outgoing, counters.clone(), world.clone(), stop);
         info!(%nickname, key = %own, %address, "the node is up");
         let control = NodeControl(Arc::new(Inner {
@@ -411,7 +421,7 @@ impl Sending {
         let (_, rhythm) = watch::channel(Rhythm { pool: Pool::Timed, interval });
         let (_, outgoing) = watch::channel(outgoing);
         // No dummies: they would come from a user as regularly as from a mix, and say that there is one.
-        let carry = Carry { db, rhythm, own: None, dummies: None, directory, bandwidth: None };
+        let carry = Carry { db, rhythm, own: None, dummies: None, directory, bandwidth: None, resolver: None };
         carry.spawn(&mut tasks, Bells::default(), outgoing, counters, world, stop);
         Self { tasks }
     }
@@ -435,6 +445,8 @@ struct Carry {
     dummies: Option<Dummies>,
     directory: Option<Network>,
     bandwidth: Option<Bandwidth>,
+    /// `None`: the system's.
+    resolver: Option<Resolver>,
 }
 
 impl Carry {
@@ -447,8 +459,8 @@ impl Carry {
         world: World,
         stop: CancellationToken,
     ) {
-        let Self { db, rhythm, own, dummies, directory, bandwidth } = self;
-        let connect = config.borrow().connector(bandwidth);
+        let Self { db, rhythm, own, dummies, directory, bandwidth, resolver } = self;
+        let connect = config.borrow().connector(resolver, bandwidth);
         let outgoing = Outgoing {
             db: db.clone(),
             config,
