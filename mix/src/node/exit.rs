@@ -2,6 +2,9 @@
 //!
 //! What is delivered is decided by the exit type: e-mail, a mailbox in this process, or a fragment that waits for the
 //! others of its message.
+//!
+//! The clock may be set at any time. What is put off waits by a clock of its own, and an incomplete message is given up by
+//! one that was steady for a day, or two days later: what a wrong clock throws away is missed when it is right again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +16,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::clock::World;
+use super::clock::{CLOCK_MARGIN, Even, Steadiness, World};
 use super::config::FragmentsConfig;
 use super::counters::Counters;
 use super::durable;
@@ -31,8 +34,8 @@ use crate::payload::{Content as Decoded, armor, headers};
 use crate::secret::Secret;
 use crate::store::fragments::{self, Addition, FragmentedId};
 use crate::store::inbox::Arrival;
-use crate::store::queue::exit as queue;
 use crate::store::queue::{ExitContent as Queued, ExitItem};
+use crate::store::queue::{exit as queue, left};
 use crate::store::{Db, StoreError};
 
 /// Deliveries at a time.
@@ -122,6 +125,14 @@ pub(super) struct Ways {
     pub(super) fragments: FragmentsConfig,
 }
 
+impl Ways {
+    /// The longest time that anything is put off for.
+    fn longest_wait(&self) -> Duration {
+        let steps = self.smtp.iter().flat_map(|way| way.retry.steps());
+        steps.map(|step| step.every).max().unwrap_or_default().max(LOOK_AGAIN)
+    }
+}
+
 /// The service that delivers.
 #[derive(Clone)]
 pub(super) struct ExitService {
@@ -129,6 +140,8 @@ pub(super) struct ExitService {
     pub(super) bell: Arc<Notify>,
     pub(super) counters: Counters,
     pub(super) world: World,
+    /// Tells what is due.
+    pub(super) even: Even,
     pub(super) stop: CancellationToken,
     /// Each delivery goes by what holds when it begins.
     pub(super) ways: watch::Receiver<Ways>,
@@ -150,11 +163,13 @@ impl ExitService {
     /// Serves the queue until stopped.
     pub(super) async fn run(self) {
         let mut expiry = tokio::time::interval(EXPIRY);
+        let mut clock = Steadiness::new(self.world.now());
+        self.begin().await;
         while !self.stop.is_cancelled() {
             if self.some_ready.swap(false, Ordering::Relaxed) {
                 self.reassemble_ready().await;
             }
-            let now = self.world.now();
+            let now = self.even.now();
             match durable::read(&self.db, move |view| queue::due(view, now, LOAD)).await {
                 Ok(due) if !due.is_empty() => {
                     self.deliver_all(due).await;
@@ -165,16 +180,27 @@ impl ExitService {
             }
             tokio::select! {
                 () = self.bell.notified() => {}
-                _ = expiry.tick() => self.expire().await,
+                _ = expiry.tick() => {
+                    let steady = clock.look(self.world.now());
+                    self.expire(steady).await;
+                }
                 () = tokio::time::sleep(self.until_next_due().await) => {}
                 () = self.stop.cancelled() => {}
             }
         }
     }
 
+    /// Looks at what an earlier run has left.
+    async fn begin(&self) {
+        let latest = self.even.now() + self.ways.borrow().longest_wait();
+        if let Err(e) = durable::write(&self.db, move |tx| left::bring_forward(tx, latest)).await {
+            error!(error = %e, "the exit queue cannot be read");
+        }
+    }
+
     async fn until_next_due(&self) -> Duration {
         let next = durable::read(&self.db, queue::next_due).await.ok().flatten();
-        let wait = next.map(|next| next.duration_since(self.world.now()).unwrap_or_default());
+        let wait = next.map(|next| next.duration_since(self.even.now()).unwrap_or_default());
         wait.map_or(LOOK_AGAIN, |wait| wait.clamp(Duration::from_millis(50), LOOK_AGAIN))
     }
 
@@ -215,7 +241,7 @@ impl ExitService {
             Verdict::Undeliverable => self.give_up(id).await,
             Verdict::Later(schedule) => match schedule.wait_after(failures) {
                 Some(wait) => {
-                    let next = self.world.now() + wait;
+                    let next = self.even.now() + wait;
                     durable::note(&self.db, &self.stop, move |tx| queue::postpone(tx, id, next)).await;
                 }
                 None => self.give_up(id).await,
@@ -339,9 +365,10 @@ impl ExitService {
         Ok(())
     }
 
-    async fn expire(&self) {
+    async fn expire(&self, steady: bool) {
         let now = self.world.now();
-        let before = |age: Duration| now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+        let margin = if steady { Duration::ZERO } else { CLOCK_MARGIN };
+        let before = |age: Duration| now.checked_sub(age.saturating_add(margin)).unwrap_or(SystemTime::UNIX_EPOCH);
         let (old, forgotten) = (before(self.ways.borrow().fragments.keep), before(REMEMBER));
         let expired = durable::write(&self.db, move |tx| {
             fragments::prune(tx, forgotten)?;
@@ -482,6 +509,7 @@ mod tests {
             bell: Arc::default(),
             counters: Counters::default(),
             world: World::real(),
+            even: Even::set(SystemTime::now()),
             stop: CancellationToken::new(),
             ways: ways(mailbox.clone(), 100_000),
             some_ready: Arc::default(),

@@ -22,6 +22,7 @@ use rand::CryptoRng;
 use tracing::info;
 use zeroize::Zeroizing;
 
+use super::clock::CLOCK_MARGIN;
 use super::config::KeysConfig;
 use crate::crypto::pk::{InvalidKey, PrivateKey};
 use crate::crypto::sealed::{self, Passphrase, SealError};
@@ -46,8 +47,6 @@ const OVERLAP: std::ops::RangeInclusive<Duration> = Duration::from_secs(6 * 3600
 const MIN_AHEAD: Duration = Duration::from_secs(60 * 3600);
 /// Keys that may be there ahead at a time: directory servers keep 32 descriptors of a mix, old ones among them.
 const MAX_AHEAD_KEYS: u32 = 24;
-/// By how much a clock that was just met, or that just jumped, may be wrong without harm.
-pub const CLOCK_MARGIN: Duration = Duration::from_secs(48 * 3600);
 
 /// What keys are sealed for (`crypto::sealed`).
 const IDENTITY: &str = "identity key";

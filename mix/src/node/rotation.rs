@@ -14,16 +14,16 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::clock::World;
+use super::clock::{CLOCK_MARGIN, Steadiness, World};
 use super::config::NodeConfig;
 use super::describe::{self, Descriptors};
 use super::durable;
 use super::incoming::PacketKeys;
-use super::keys::{CLOCK_MARGIN, DatedKey, KeyPlan, Keyring};
+use super::keys::{DatedKey, KeyPlan, Keyring};
 use super::network::describe as in_one_line;
 use super::start::NodeError;
 use crate::crypto::Digest;
@@ -37,44 +37,12 @@ const CHECK: Duration = Duration::from_secs(60);
 const LETTING_GO: Duration = Duration::from_millis(20);
 /// Packets forgotten in one step.
 const FORGOTTEN_AT_ONCE: usize = 4096;
-/// A clock is steady when it has gone with the time that passes for so long.
-const STEADY_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// By how much a clock may be corrected between two looks and still be steady.
-const STEADY: Duration = Duration::from_secs(600);
-
 /// The keyring, shared with whoever checks new settings.
 pub(super) type SharedKeyring = Arc<Mutex<Keyring>>;
 
 /// A lock whose last holder panicked is as good as any: what is on disk is whole, and the keyring changes last.
 pub(super) fn held(keyring: &SharedKeyring) -> MutexGuard<'_, Keyring> {
     keyring.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Whether the clock can be believed.
-#[derive(Debug)]
-struct Steadiness {
-    last: (SystemTime, Instant),
-    since: Instant,
-}
-
-impl Steadiness {
-    fn new(now: SystemTime) -> Self {
-        let instant = Instant::now();
-        Self { last: (now, instant), since: instant }
-    }
-
-    /// Whether the clock, which shows `now`, has gone evenly for long enough.
-    fn look(&mut self, now: SystemTime) -> bool {
-        let instant = Instant::now();
-        let (before, at) = self.last;
-        let expected = before + (instant - at);
-        let off = now.duration_since(expected).unwrap_or_else(|early| early.duration());
-        if off > STEADY {
-            self.since = instant;
-        }
-        self.last = (now, instant);
-        instant - self.since >= STEADY_AFTER
-    }
 }
 
 /// The service.
@@ -327,7 +295,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
-    use tokio::time::advance;
+    use tokio::time::{Instant, advance};
 
     use super::*;
     use crate::crypto::pk::{PACKET_KEY_LEN, PublicKey};

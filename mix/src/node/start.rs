@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::clock::World;
+use super::clock::{Even, World};
 use super::config::{MboxDeliveryConfig, MixRule, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig};
 use super::control::{Changes, Inner, NodeControl};
 use super::counters::Counters;
@@ -356,6 +356,7 @@ impl Node {
             bell: Arc::clone(&bells.exit),
             counters: counters.clone(),
             world: world.clone(),
+            even: Even::set(world.now()),
             stop: stop.clone(),
             ways,
             some_ready: Arc::new(true.into()),

@@ -7,6 +7,7 @@
 
 pub mod exit;
 pub mod incoming;
+pub mod left;
 pub mod outgoing;
 pub mod pool;
 

@@ -1,0 +1,39 @@
+//! What an earlier run left in the exit queue: what a start looks at, and what it mends.
+
+use std::time::SystemTime;
+
+use crate::store::db::{StoreError, Tx, params, seconds};
+
+/// Lets no delivery wait beyond `latest`, and says how many would have: they were put off by a clock that was ahead.
+///
+/// # Errors
+/// What the database says.
+pub fn bring_forward(tx: &Tx<'_>, latest: SystemTime) -> Result<usize, StoreError> {
+    tx.execute("UPDATE exit SET next_attempt = ?1 WHERE next_attempt > ?1", params![seconds(latest)])
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::packet::RoutingType;
+    use crate::store::queue::exit::{insert_message, next_due, postpone};
+    use crate::store::queue::{SCHEMA, left};
+    use crate::store::testing::{fresh, hour};
+
+    #[test]
+    fn what_a_clock_that_was_ahead_has_put_off_waits_no_longer_than_anything_else() {
+        let (_folder, db) = fresh(&[SCHEMA]);
+        let put_off = |until| {
+            db.write(move |tx| {
+                let id = insert_message(tx, RoutingType::MBOX, b"frida", b"text")?;
+                postpone(tx, id, until)
+            })
+            .unwrap();
+        };
+        put_off(hour(49));
+        put_off(hour(1));
+        assert_eq!(db.write(|tx| left::bring_forward(tx, hour(2))).unwrap(), 1);
+        assert_eq!(db.read(next_due).unwrap(), Some(hour(1)));
+        assert_eq!(db.write(|tx| left::bring_forward(tx, hour(0))).unwrap(), 2);
+        assert_eq!(db.read(next_due).unwrap(), Some(hour(0)));
+    }
+}
