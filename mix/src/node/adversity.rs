@@ -236,10 +236,21 @@ fn config(home: &Path) -> NodeConfig {
 
 impl Mix {
     async fn start(world: &World, config: &NodeConfig) -> Self {
-        Self::start_asking(world, config, &watch::channel(Names::Known).1).await
+        Self::start_for(Users::default(), world, config, &watch::channel(Names::Known).1).await
     }
 
     async fn start_asking(world: &World, config: &NodeConfig, names: &watch::Receiver<Names>) -> Self {
+        Self::start_for(Users::default(), world, config, names).await
+    }
+
+    /// Ends it, and starts it again with these settings.
+    async fn restarted(self, world: &World, config: &NodeConfig) -> Self {
+        let users = self.users.clone();
+        self.end().await;
+        Self::start_for(users, world, config, &watch::channel(Names::Known).1).await
+    }
+
+    async fn start_for(users: Users, world: &World, config: &NodeConfig, names: &watch::Receiver<Names>) -> Self {
         let names = names.clone();
         let resolver = Resolver::asking(ResolveConfig::default(), move |_| {
             let mut names = names.clone();
@@ -254,7 +265,7 @@ impl Mix {
                 Err(std::io::Error::other("no name service"))
             })
         });
-        let (users, counters, skew) = (Users::default(), Counters::default(), Skew::default());
+        let (counters, skew) = (Counters::default(), Skew::default());
         let (clock, stop) = (world.clock(&skew), CancellationToken::new());
         let parts = Parts {
             world: clock.clone(),
@@ -793,5 +804,50 @@ async fn key_that_is_replaced_in_the_middle_of_a_burst_costs_nothing_and_is_forg
     assert_eq!(mix.users.got(), (32, 32), "each once");
     assert_eq!(remembered(new_id), 12 + 12 + 1, "the other key knows its own still");
     assert_eq!(mix.counts().undeliverable, 0);
+    mix.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn mail_that_waits_when_its_delivery_is_switched_off_is_delivered_when_it_is_on_again() {
+    let home = tempfile::tempdir().unwrap();
+    let mut world = World::new(day(3) + 12 * HOUR);
+    let on = config(&home.path().join("node"));
+    let mut off = on.clone();
+    off.mbox.enabled = false;
+    let mix = Mix::start(&world, &on).await;
+    let hop = [mix.hop()];
+    mix.users.away.store(true, Ordering::Relaxed);
+    mix.take(&world.packets(2, &hop, &hop)).await;
+    world.batches_until("two that wait", &[&mix], || mix.queues() == [0, 0, 0, 2]).await;
+
+    let mix = mix.restarted(&world, &off).await;
+    mix.users.away.store(false, Ordering::Relaxed);
+    // What comes now is nobody's: a node that delivers nothing must not keep what strangers send it.
+    let hop = [mix.hop()];
+    mix.take(&world.packets(1, &hop, &hop)).await;
+    world.batches_until("an end of the stranger's", &[&mix], || mix.counts().undeliverable == 1).await;
+    for _ in 0..8 {
+        advance(INTERVAL).await;
+        rests_or(&[&mix], &|| false).await;
+    }
+    assert_eq!((mix.counts().undeliverable, mix.queues()), (1, [0, 0, 0, 2]), "they wait");
+
+    let mix = mix.restarted(&world, &on).await;
+    world.batches_until("both", &[&mix], || mix.waiting() == 0).await;
+    assert_eq!((mix.users.got(), mix.counts().undeliverable), ((2, 2), 0));
+
+    // Switched off for longer than the schedule lasts, a day for the users of a gateway, it is dropped and counted.
+    mix.users.away.store(true, Ordering::Relaxed);
+    mix.take(&world.packets(1, &[mix.hop()], &[mix.hop()])).await;
+    world.batches_until("one that waits", &[&mix], || mix.queues() == [0, 0, 0, 1]).await;
+    let mix = mix.restarted(&world, &off).await;
+    let id = mix.db().read(|view| exit::due(view, day(1000), 1)).unwrap()[0].id;
+    let again = mix.clock.now();
+    mix.db().write(move |tx| (2..24 * 60).try_for_each(|_| exit::postpone(tx, id, again))).unwrap();
+    for _ in 0..8 {
+        advance(MINUTE).await;
+        rests_or(&[&mix], &|| false).await;
+    }
+    assert_eq!((mix.counts().undeliverable, mix.waiting()), (1, 0));
     mix.end().await;
 }
