@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use mix::directory::Descriptor;
 use mix::node::config::{MixRule, NodeConfig};
 use mix::node::directory::DirectoryServer;
 use mix::node::network::Network;
@@ -133,6 +134,19 @@ pub fn warnings(config: &Config, origins: Option<&Origins>) -> Vec<Warning> {
         warn_of_schedule("gateway.sender.outgoing.retry", &sender.outgoing.retry, sender.interval, &mut warn);
     }
     found
+}
+
+/// Deliveries that the node has told others of and that are switched off, by what it last said of itself.
+pub fn switched_off(node: &NodeConfig, said: &Descriptor) -> Vec<Warning> {
+    let off = |key, was: bool, is: bool, how_long| {
+        let text = format!(
+            "false, and the descriptor of the node offers it: mail that waits is kept for {how_long}, to be delivered if it is switched on by then"
+        );
+        (was && !is).then_some(Warning { key, text })
+    };
+    let smtp = off("node.smtp.enabled", said.smtp().is_some(), node.smtp.enabled, "the time of node.smtp.retry");
+    let mbox = off("node.mbox.enabled", said.mbox().is_some(), node.mbox.enabled, "a day");
+    smtp.into_iter().chain(mbox).collect()
 }
 
 fn warn_of_mixing(node: &NodeConfig, origins: Option<&Origins>, warn: &mut impl FnMut(&'static str, &str)) {

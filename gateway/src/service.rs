@@ -48,7 +48,7 @@ const CHANGEABLE: [&str; 20] = [
     "node.keys.ahead",
     "node.mixing",
     "node.outgoing.retry",
-    // Not whether it is enabled: what waits for a delivery that is switched off is dropped.
+    // Not whether it is enabled: what comes for a delivery that is off is dropped, and only a start tells it from what waits.
     "node.smtp.max_size",
     "node.smtp.inflate_max",
     "node.smtp.retry",

@@ -289,6 +289,22 @@ fn check_names_what_must_be_mended_and_what_is_unwise() {
 }
 
 #[test]
+fn check_says_what_becomes_of_mail_whose_delivery_is_switched_off() {
+    let node = Node::new();
+    let exit = "[node.smtp]\nenabled = true\n[node.smtp.mail]\nreturn_address = \"nobody@exit.example\"\n";
+    node.write(&(node.config() + exit));
+    let off = "node.smtp.enabled: false, and the descriptor of the node offers it";
+    node.start().stop();
+    assert!(!node.done(&["node", "check"]).contains(off));
+    node.write(&(node.config() + &exit.replace("enabled = true", "enabled = false")));
+    let said = node.done(&["node", "check"]);
+    assert!(said.contains(&format!("warning: {}:11: {off}", node.file().display())), "{said}");
+    // A start publishes that it delivers nothing: from then on nobody need be told.
+    node.start().stop();
+    assert!(!node.done(&["node", "check"]).contains(off));
+}
+
+#[test]
 fn configuration_is_shown_with_where_each_value_came_from() {
     let node = Node::new();
     let file = node.file();

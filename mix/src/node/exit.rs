@@ -7,14 +7,14 @@
 //! one that was steady for a day, or two days later: what a wrong clock throws away is missed when it is right again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rand::CryptoRng;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use super::clock::{CLOCK_MARGIN, Even, Steadiness, World};
 use super::config::FragmentsConfig;
@@ -36,7 +36,7 @@ use crate::store::fragments::{self, Addition, FragmentedId};
 use crate::store::inbox::Arrival;
 use crate::store::queue::{ExitContent as Queued, ExitItem};
 use crate::store::queue::{exit as queue, left};
-use crate::store::{Db, StoreError};
+use crate::store::{Db, StoreError, Tx};
 
 /// Deliveries at a time.
 const DELIVERIES: usize = 8;
@@ -50,6 +50,8 @@ const EXPIRY: Duration = Duration::from_secs(3600);
 const REMEMBER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Octets of the headers before a body, at most: four of 900 octets with their names (E2E-spec 3.1.2).
 const MESSAGE_HEADERS_LEN: usize = 4096;
+/// Said at the start of a node that has mail and no way to deliver it.
+const SWITCHED_OFF: &str = "mail of an earlier run waits for this delivery, which is off: it is dropped when its time is over, unless it is on by then";
 /// Whose fragments: those that the exit puts together itself.
 const SCOPE: &str = "exit";
 
@@ -121,6 +123,8 @@ pub(super) struct MboxWay {
 #[derive(Clone)]
 pub(super) struct Ways {
     pub(super) smtp: Option<Arc<SmtpWay>>,
+    /// How often e-mail is tried again, be there a way or not.
+    pub(super) smtp_retry: RetrySchedule,
     pub(super) mbox: Option<Arc<MboxWay>>,
     pub(super) fragments: FragmentsConfig,
 }
@@ -128,7 +132,7 @@ pub(super) struct Ways {
 impl Ways {
     /// The longest time that anything is put off for.
     fn longest_wait(&self) -> Duration {
-        let steps = self.smtp.iter().flat_map(|way| way.retry.steps());
+        let steps = self.smtp_retry.steps().iter();
         steps.map(|step| step.every).max().unwrap_or_default().max(LOOK_AGAIN)
     }
 }
@@ -145,6 +149,8 @@ pub(super) struct ExitService {
     pub(super) stop: CancellationToken,
     /// Each delivery goes by what holds when it begins.
     pub(super) ways: watch::Receiver<Ways>,
+    /// Deliveries up to this place in the queue are of an earlier run.
+    pub(super) left: Arc<AtomicI64>,
     /// Whether there may be messages of which enough fragments are here; true at the start.
     pub(super) some_ready: Arc<AtomicBool>,
 }
@@ -192,10 +198,35 @@ impl ExitService {
 
     /// Looks at what an earlier run has left.
     async fn begin(&self) {
-        let latest = self.even.now() + self.ways.borrow().longest_wait();
-        if let Err(e) = durable::write(&self.db, move |tx| left::bring_forward(tx, latest)).await {
-            error!(error = %e, "the exit queue cannot be read");
+        let ways = self.ways.borrow().clone();
+        let latest = self.even.now() + ways.longest_wait();
+        let look = move |tx: &Tx<'_>| {
+            left::bring_forward(tx, latest)?;
+            let kinds = [RoutingType::SMTP, RoutingType::MBOX];
+            let [smtp, mbox] = kinds.map(|kind| left::waits(tx, kind));
+            Ok((left::newest(tx)?, smtp?, mbox?))
+        };
+        match durable::write(&self.db, look).await {
+            Ok((newest, smtp, mbox)) => {
+                self.left.store(newest.map_or(0, |newest| newest.0), Ordering::Relaxed);
+                for (key, waits, is_on) in
+                    [("node.smtp.enabled", smtp, ways.smtp.is_some()), ("node.mbox.enabled", mbox, ways.mbox.is_some())]
+                {
+                    if waits && !is_on {
+                        warn!(key, "{SWITCHED_OFF}");
+                    }
+                }
+            }
+            Err(e) => error!(error = %e, "the exit queue cannot be read"),
         }
+    }
+
+    /// What becomes of a message whose delivery is not enabled. If an earlier run has taken it, the delivery may come back:
+    /// it waits as for a server that is away. What comes now was sent to a node that does not say that it delivers, and is
+    /// not kept for strangers.
+    fn without_a_way(&self, item: &ExitItem, schedule: RetrySchedule) -> Verdict {
+        let is_left = item.id.0 <= self.left.load(Ordering::Relaxed);
+        if is_left { Verdict::Later(schedule) } else { Verdict::Undeliverable }
     }
 
     async fn until_next_due(&self) -> Duration {
@@ -257,7 +288,8 @@ impl ExitService {
 
     /// Hands a message to the mail server.
     async fn mail(&self, item: ExitItem) -> Verdict {
-        let Some(way) = self.ways.borrow().smtp.clone() else { return Verdict::Undeliverable };
+        let Ways { smtp, smtp_retry, .. } = self.ways.borrow().clone();
+        let Some(way) = smtp else { return self.without_a_way(&item, smtp_retry) };
         let to = std::str::from_utf8(&item.address).ok().and_then(|address| Mailbox::parse(address).ok());
         let Some(to) = to else { return Verdict::Undeliverable };
         let (writer, recipient, now) = (Arc::clone(&way), to.clone(), self.world.now());
@@ -279,7 +311,8 @@ impl ExitService {
 
     /// Hands a message to a user of the gateway in this process.
     async fn mailbox(&self, item: ExitItem) -> Verdict {
-        let Some(way) = self.ways.borrow().mbox.clone() else { return Verdict::Undeliverable };
+        let way = self.ways.borrow().mbox.clone();
+        let Some(way) = way else { return self.without_a_way(&item, RetrySchedule::every_minute_for_a_day()) };
         let Ok(name) = String::from_utf8(item.address.clone()) else { return Verdict::Undeliverable };
         let key = delivery_key(&item);
         let delivered = spawn_blocking(move || {
@@ -498,7 +531,7 @@ mod tests {
     fn ways(mailboxes: Arc<dyn LocalMailboxes<Arrival>>, max_size: u64) -> watch::Receiver<Ways> {
         let fragments = FragmentsConfig { enabled: true, max_size: 200_000, ..FragmentsConfig::default() };
         let mbox = Some(Arc::new(MboxWay { mailboxes, max_size }));
-        watch::channel(Ways { smtp: None, mbox, fragments }).1
+        watch::channel(Ways { smtp: None, smtp_retry: RetrySchedule::new(Vec::new()), mbox, fragments }).1
     }
 
     fn exit() -> Exited {
@@ -512,6 +545,7 @@ mod tests {
             even: Even::set(SystemTime::now()),
             stop: CancellationToken::new(),
             ways: ways(mailbox.clone(), 100_000),
+            left: Arc::default(),
             some_ready: Arc::default(),
         };
         Exited { service, mailbox, _home: home }
@@ -520,13 +554,13 @@ mod tests {
     impl Exited {
         fn queue(&self, exit_type: RoutingType, name: &str, message: &[u8]) {
             let (name, compressed) = (name.as_bytes().to_vec(), compress(message));
-            let queued = move |tx: &crate::store::Tx<'_>| queue::insert_message(tx, exit_type, &name, &compressed);
+            let queued = move |tx: &Tx<'_>| queue::insert_message(tx, exit_type, &name, &compressed);
             self.service.db.write(queued).unwrap();
         }
 
         fn queue_payload(&self, exit_type: RoutingType, handle: Option<Handle>, payload: Payload) {
             let item = PoolItem::Deliver { exit_type, address: Vec::new(), handle, payload };
-            let step = move |tx: &crate::store::Tx<'_>| {
+            let step = move |tx: &Tx<'_>| {
                 let id = pool::insert(tx, &item)?;
                 pool::release(tx, &[id], None)
             };

@@ -359,6 +359,7 @@ impl Node {
             even: Even::set(world.now()),
             stop: stop.clone(),
             ways,
+            left: Arc::default(),
             some_ready: Arc::new(true.into()),
         };
         tasks.spawn(service.run());
@@ -586,7 +587,7 @@ pub(super) fn ways(
         (true, None) => return Err(NodeError::NoMailboxes),
         (true, Some(mailboxes)) => Some(Arc::new(mbox_way(&config.mbox, mailboxes))),
     };
-    Ok(Ways { smtp, mbox, fragments: config.fragments.clone() })
+    Ok(Ways { smtp, smtp_retry: config.smtp.retry.clone(), mbox, fragments: config.fragments.clone() })
 }
 
 fn mail_server(config: &SmtpDeliveryConfig) -> Result<(MailWriter, SmtpExit), NodeError> {

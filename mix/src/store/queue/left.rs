@@ -2,7 +2,25 @@
 
 use std::time::SystemTime;
 
-use crate::store::db::{StoreError, Tx, params, seconds};
+use super::ExitId;
+use crate::packet::RoutingType;
+use crate::store::db::{StoreError, Tx, View, params, seconds};
+
+/// The last delivery in the queue, if there is one: what comes later has a higher place.
+///
+/// # Errors
+/// What the database says.
+pub fn newest(view: &View<'_>) -> Result<Option<ExitId>, StoreError> {
+    view.first("SELECT id FROM exit ORDER BY id DESC LIMIT 1", &[], |row| Ok(ExitId(row.get(0)?)))
+}
+
+/// Whether a delivery of this type waits.
+///
+/// # Errors
+/// What the database says.
+pub fn waits(view: &View<'_>, exit_type: RoutingType) -> Result<bool, StoreError> {
+    view.exists("SELECT 1 FROM exit WHERE exit_type = ?1", params![exit_type.0])
+}
 
 /// Lets no delivery wait beyond `latest`, and says how many would have: they were put off by a clock that was ahead.
 ///
@@ -18,6 +36,18 @@ mod tests {
     use crate::store::queue::exit::{insert_message, next_due, postpone};
     use crate::store::queue::{SCHEMA, left};
     use crate::store::testing::{fresh, hour};
+
+    #[test]
+    fn what_waits_is_told_by_its_type_and_the_last_of_it_by_its_place() {
+        let (_folder, db) = fresh(&[SCHEMA]);
+        assert_eq!(db.read(left::newest).unwrap(), None);
+        let insert = |to: RoutingType| db.write(move |tx| insert_message(tx, to, b"frida", b"text")).unwrap();
+        insert(RoutingType::MBOX);
+        let last = insert(RoutingType::MBOX);
+        assert_eq!(db.read(left::newest).unwrap(), Some(last));
+        assert!(db.read(|view| left::waits(view, RoutingType::MBOX)).unwrap());
+        assert!(!db.read(|view| left::waits(view, RoutingType::SMTP)).unwrap());
+    }
 
     #[test]
     fn what_a_clock_that_was_ahead_has_put_off_waits_no_longer_than_anything_else() {
