@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::bandwidth::{Bandwidth, Metered, PacketsGo};
-use super::resolve::{NotResolved, ResolveConfig, Resolver, at_port};
+use super::resolve::{Asker, NotResolved, ResolveConfig, Resolver, at_port};
 use super::tls::{self, ClientLink, LinkError};
 use super::writing::Writing;
 use crate::directory::Policy;
@@ -211,17 +211,17 @@ impl Connector {
     }
 
     /// Looks up the host ahead of [`Connector::deliver`], which then knows it: a slow name server keeps no connection
-    /// from others.
+    /// from others, nor do the names of strangers from whom `asker` says that they are none.
     ///
     /// # Errors
     /// [`Undelivered::Resolve`], [`Undelivered::ResolveTimeout`].
-    pub async fn prepare(&self, next: &NextHop) -> Result<(), Undelivered> {
-        self.find(next).await.map(drop)
+    pub async fn prepare(&self, next: &NextHop, asker: Asker) -> Result<(), Undelivered> {
+        self.find(next, asker).await.map(drop)
     }
 
-    async fn find(&self, next: &NextHop) -> Result<Vec<IpAddr>, Undelivered> {
+    async fn find(&self, next: &NextHop, asker: Asker) -> Result<Vec<IpAddr>, Undelivered> {
         let host = next.host();
-        let found = timeout(self.config.connect_timeout, self.resolver.addresses(&host)).await;
+        let found = timeout(self.config.connect_timeout, self.resolver.addresses(&host, asker)).await;
         Ok(found.map_err(|_| Undelivered::ResolveTimeout)??)
     }
 
@@ -272,7 +272,7 @@ impl Connector {
     }
 
     async fn connect(&self, next: &NextHop) -> Result<TcpStream, Undelivered> {
-        let found = self.find(next).await?;
+        let found = self.find(next, Asker::Stranger).await?;
         let allowed = at_port(found, next.port()).filter(|address| self.policy.allows(address.ip(), address.port()));
         let addresses: Vec<_> = allowed.take(MAX_ADDRESSES).collect();
         let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);

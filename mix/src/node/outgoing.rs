@@ -24,6 +24,7 @@ use super::mixing::Rhythm;
 use super::network::Network;
 use crate::mmtp::frame::WINDOW;
 use crate::net::connect::{self, Connector, Outcome, Undelivered, Unit};
+use crate::net::resolve::Asker;
 use crate::packet::NextHop;
 use crate::store::queue::outgoing::{self, Destination};
 use crate::store::queue::{DestinationId, OutgoingId};
@@ -120,8 +121,9 @@ impl Outgoing {
 
     async fn serve_seated(&self, destination: Destination, good: bool, firing: u64, seats: &Seats) -> Ended {
         let (id, next) = (destination.id, destination.next.clone());
+        let asker = if good { Asker::Known } else { Asker::Stranger };
         // Before a seat is taken: a slow name server must not hold up those whose address is known.
-        let served = match self.stop.run_until_cancelled(self.connect.prepare(&next)).await {
+        let served = match self.stop.run_until_cancelled(self.connect.prepare(&next, asker)).await {
             None => Ok(Served::Stopped),
             Some(Err(why)) => self.not_reached(id, destination.attempts, Some(&why)).await,
             Some(Ok(())) => match seats.take(good).await {
