@@ -188,12 +188,12 @@ fn sealed_keys_open_with_their_passphrase_from_file_descriptor_or_environment_an
     let (code, said) = refused(&[]);
     assert!(code == 78 && said.contains("--passphrase-fd"), "{code}: {said}");
     let (code, said) = refused(&["--passphrase-file", &wrong]);
-    assert!(code == 1 && said.contains("the passphrase is wrong") && said.contains("identity.key"), "{code}: {said}");
+    assert!(code == 78 && said.contains("the passphrase is wrong") && said.contains("identity.key"), "{code}: {said}");
     assert!(!said.contains("barley"), "{said}");
     let (code, said) = refused(&["--passphrase-file", &right, "--set", "node.keys.sealed=false"]);
     assert!(code == 78 && said.contains("node.keys.sealed is false"), "{code}: {said}");
     let (code, said) = refused(&["--set", "node.keys.sealed=false"]);
-    assert!(code == 1 && said.contains("node.keys.sealed"), "{code}: {said}");
+    assert!(code == 78 && said.contains("node.keys.sealed"), "{code}: {said}");
     fs::set_permissions(&right, Permissions::from_mode(0o644)).unwrap();
     let (code, said) = refused(&["--passphrase-file", &right]);
     assert!(code == 78 && said.contains("can be read by others"), "{code}: {said}");

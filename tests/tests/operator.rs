@@ -289,6 +289,55 @@ fn check_names_what_must_be_mended_and_what_is_unwise() {
 }
 
 #[test]
+fn node_is_stopped_though_its_configuration_is_wrong_elsewhere() {
+    let node = Node::new();
+    let stops = |arguments: &[&str]| {
+        let mut program = node.start();
+        node.write(&node.config().replace("interval", "intervall"));
+        let (code, stdout, stderr) = node.run(arguments);
+        assert_eq!((code, stdout.as_str()), (0, "the process has ended\n"), "{stderr}");
+        assert!(program.wait(STOPPING).success());
+        node.write(&node.config());
+        stderr
+    };
+    let said = stops(&["node", "stop"]);
+    assert!(said.contains(":9: unknown key `node.mixing.intervall`") && said.contains("Alpha"), "{said}");
+
+    // Where the home cannot be known, nobody guesses: another node may live there.
+    let mut program = node.start();
+    for wrong in ["[node", "[node]\nhome = 5\n", &node.config().replace("home", "hom")] {
+        node.write(wrong);
+        node.fails(&["node", "stop"], 78, &["node.toml:", "--set node.home="]);
+    }
+    node.write("[node");
+    assert_eq!(node.run(&["node", "stop", "--set", "node.home=Alpha"]).0, 0);
+    assert!(program.wait(STOPPING).success());
+}
+
+#[test]
+fn configuration_with_passwords_that_others_can_read_is_warned_of_by_check_and_at_the_start() {
+    let node = Node::new();
+    node.write(&(node.config() + "[[gateway.identities]]\nname = \"alice\"\npassword = \"open sesame\"\n"));
+    let mode = |mode| fs::set_permissions(node.file(), Permissions::from_mode(mode)).unwrap();
+    let words = format!(
+        "{0} holds passwords and has mode 0640, which lets others read it: chmod 600 {0}",
+        node.file().display()
+    );
+    mode(0o640);
+    let said = node.done(&["node", "check"]);
+    assert!(said.contains(&format!("{}:10: gateway.identities: {words}\n", node.file().display())), "{said}");
+    let mut program = node.start();
+    program.until("the warning in the log", |program| program.stderr().contains(&words).then_some(()));
+    program.stop();
+    mode(0o600);
+    assert!(!node.done(&["node", "check"]).contains("passwords"));
+    // Without passwords it may be anybody's to read.
+    node.write(&node.config());
+    mode(0o644);
+    assert!(!node.done(&["node", "check"]).contains("passwords"));
+}
+
+#[test]
 fn check_says_what_becomes_of_mail_whose_delivery_is_switched_off() {
     let node = Node::new();
     let exit = "[node.smtp]\nenabled = true\n[node.smtp.mail]\nreturn_address = \"nobody@exit.example\"\n";
