@@ -1,6 +1,8 @@
-//! Looks at a configuration as a start does, without touching disk or network; and says what of it is allowed and unwise.
+//! Looks at a configuration as a start does, without touching disk or network; and says what of it is allowed and unwise,
+//! and who can read its file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use mix::directory::Descriptor;
@@ -121,6 +123,9 @@ pub fn warnings(config: &Config, origins: Option<&Origins>) -> Vec<Warning> {
             warn_of_schedule("node.smtp.retry", &node.smtp.retry, interval, &mut warn);
         }
     }
+    if let Some(origins) = origins {
+        warn_of_readers(config, origins, &mut warn);
+    }
     let gateway = &config.gateway;
     if gateway.enabled && node.enabled && node.mixing.keeps() > 0 {
         let kept = node.mixing.keeps();
@@ -134,6 +139,21 @@ pub fn warnings(config: &Config, origins: Option<&Origins>) -> Vec<Warning> {
         warn_of_schedule("gateway.sender.outgoing.retry", &sender.outgoing.retry, sender.interval, &mut warn);
     }
     found
+}
+
+/// Passwords in a file that others than its owner can read, or write.
+fn warn_of_readers(config: &Config, origins: &Origins, warn: &mut impl FnMut(&'static str, &str)) {
+    const KEY: &str = "gateway.identities";
+    let Origin::File { path, .. } = origins.of(KEY) else { return };
+    let Ok(found) = std::fs::metadata(&path) else { return };
+    let (mode, has_passwords) = (found.mode() & 0o777, !config.gateway.identities.is_empty());
+    if has_passwords && mode & 0o066 != 0 {
+        let path = path.display();
+        warn(
+            KEY,
+            &format!("{path} holds passwords and has mode {mode:04o}, which lets others read it: chmod 600 {path}"),
+        );
+    }
 }
 
 /// Deliveries that the node has told others of and that are switched off, by what it last said of itself.

@@ -1,15 +1,30 @@
 //! Where the configuration of a command comes from.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mixgate_conf::Loaded;
+use mixgate_conf::{Loaded, Origin};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::Failed;
 use crate::{Config, passphrase};
 
 /// Variables with our prefix that are no settings.
 const RESERVED: [&str; 2] = ["MIXGATE_CONFIG", passphrase::VARIABLE];
+
+/// Where the node lives, and nothing else of a configuration.
+#[derive(Default, Deserialize, Serialize)]
+#[serde(default)]
+struct Homes {
+    node: Home,
+}
+
+#[derive(Default, Deserialize, Serialize)]
+#[serde(default)]
+struct Home {
+    home: PathBuf,
+}
 
 /// A file, and settings that come before it.
 #[derive(Args, Clone, Debug)]
@@ -53,11 +68,37 @@ impl Configured {
     /// # Errors
     /// As [`Configured::load`].
     pub(crate) fn load_traced(&self) -> Result<Loaded<Config>, Failed> {
+        self.load_as(Some(&self.config))
+    }
+
+    /// Where the node lives; and what is wrong with the rest of the configuration, where something is. Then the home must
+    /// be written: with another misspelt, the default is another node's, or nobody's.
+    ///
+    /// # Errors
+    /// What must be mended first.
+    pub(super) fn home(&self) -> Result<(PathBuf, Option<Failed>), Failed> {
+        let wrong = match self.load() {
+            Ok(config) => return Ok((config.node.home, None)),
+            Err(wrong) => wrong,
+        };
+        for file in [Some(self.config.as_path()), None] {
+            if let Ok(Loaded { settings, origins }) = self.load_as::<Homes>(file)
+                && origins.of("node.home") != Origin::Default
+            {
+                return Ok((settings.node.home, Some(wrong)));
+            }
+        }
+        let advice = "and so it is not known which node is meant; --set node.home=DIR says it";
+        Err(Failed::configuration(anyhow::anyhow!("{wrong} ({advice})")))
+    }
+
+    /// All settings, or some of them.
+    fn load_as<C: Serialize + DeserializeOwned + Default>(&self, file: Option<&Path>) -> Result<Loaded<C>, Failed> {
         // The passphrase is not copied to where nobody would overwrite it.
         let harmless = std::env::vars_os().filter(|(name, _)| name != passphrase::VARIABLE);
         let environment =
             harmless.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        let loaded = mixgate_conf::load_traced(Some(&self.config), environment, &RESERVED, &self.settings);
+        let loaded = mixgate_conf::load_traced(file, environment, &RESERVED, &self.settings);
         loaded.map_err(Failed::configuration)
     }
 }

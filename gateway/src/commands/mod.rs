@@ -151,6 +151,12 @@ fn say(text: &str) -> Result<(), Failed> {
     Ok(writeln!(std::io::stdout(), "{text}")?)
 }
 
+/// A line on standard error, of a command that goes on.
+#[expect(clippy::print_stderr, reason = "this is where errors go")]
+fn warn(text: &str) {
+    eprintln!("mixgate: {text}");
+}
+
 /// One line on standard error, the causes behind it.
 #[expect(clippy::print_stderr, reason = "this is where errors go")]
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {

@@ -125,6 +125,13 @@ pub enum KeyError {
     Clock,
 }
 
+impl KeyError {
+    /// Whether it is the passphrase that is wrong or missing. (Or a sealed file was changed: nobody can tell.)
+    pub fn is_passphrase(&self) -> bool {
+        matches!(self, Self::Sealed { source: SealError::Passphrase, .. } | Self::NoPassphrase { .. })
+    }
+}
+
 /// Settings of `[node.keys]` that make no sense. The operator must mend them.
 #[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
 pub enum InvalidKeys {

@@ -152,7 +152,9 @@ impl NodeError {
             | Self::NoPassphrase
             | Self::Renamed { .. }
             | Self::NoMailboxes => true,
-            Self::Keys(_) | Self::PacketKey(_) | Self::Store(_) | Self::Link(_) | Self::Listen(_) => false,
+            // What was given for the keys, or that nothing was, and not the keys.
+            Self::Keys(why) => why.is_passphrase(),
+            Self::PacketKey(_) | Self::Store(_) | Self::Link(_) | Self::Listen(_) => false,
         }
     }
 }

@@ -47,7 +47,8 @@ enum NodeCommand {
     Start(RunArguments),
     /// End the process and wait until it has ended
     ///
-    /// Ends with 0 when it has, with 3 when none was running, with 5 when it is there still after 70 seconds.
+    /// Ends with 0 when it has, with 3 when none was running, with 5 when it is there still after 70 seconds. Of a
+    /// configuration that is wrong it takes node.home, if that is written there.
     ///
     /// Example: mixgate node stop --config node.toml
     Stop(Configured),

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{Configured, Failed};
-use crate::commands::{NO_ANSWER, say};
+use crate::commands::{NO_ANSWER, say, warn};
 use crate::control::{self, Ask};
 use crate::lock;
 use crate::service::{Reloaded, STOP_BOUND};
@@ -34,7 +34,11 @@ pub(super) struct OutputArguments {
 }
 
 pub(super) async fn stop(arguments: &Configured) -> Result<(), Failed> {
-    let home = home(arguments)?;
+    // Whoever broke the file must be able to stop what runs.
+    let (home, wrong) = arguments.home()?;
+    if let Some(wrong) = wrong {
+        warn(&format!("{wrong}; stopping the node in {} all the same", home.display()));
+    }
     ask(&home, Ask::Stop, PATIENCE).await?;
     let begun = Instant::now();
     while lock::is_taken(&home)? {
