@@ -184,6 +184,8 @@ mod tests {
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
+    use tokio::task::spawn_blocking;
+    use tokio::time::{Instant, advance};
 
     use super::*;
     use crate::crypto::pk::PrivateKey;
@@ -277,5 +279,45 @@ mod tests {
         let refused = network.refresh().await;
         assert!(matches!(refused, Err(NoDirectory::Keep { .. })), "{refused:?}");
         assert!(network.directory().is_none());
+    }
+
+    /// Waits until something is so, by a clock that is not paused, and while no time passes on the one that is.
+    async fn until(what: &str, is_so: impl Fn() -> bool) {
+        let begun = std::time::Instant::now();
+        while !is_so() {
+            assert!(begun.elapsed() < Duration::from_secs(25), "never: {what}");
+            spawn_blocking(|| std::thread::sleep(Duration::from_millis(2))).await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn directory_that_ends_is_followed_by_the_next_within_a_minute_and_not_at_the_next_refresh() {
+        // As in node/adversity: time stands still while a blocking task runs, but for what is let pass.
+        let (still, dropped) = std::sync::mpsc::channel::<()>();
+        drop(spawn_blocking(move || dropped.recv()));
+        let key = PrivateKey::generate(2048, &mut World::real().dice()).unwrap();
+        let home = tempfile::tempdir().unwrap();
+        // Of the day before yesterday, so that the first ends at the next midnight.
+        let url = server(vec![directory(&key, 2), directory(&key, 2), directory(&key, 0)]).await;
+        let directory_key = key.public_key().key_id().to_string();
+        let refresh = Duration::from_secs(7 * 3600);
+        let config = NetworkConfig { directory: url, directory_key, refresh, ..NetworkConfig::default() };
+        let began = Instant::now();
+        let world = World::new(move || now() + began.elapsed(), || World::real().dice());
+        let network = Network::new(config, home.path().join("directory"), world).unwrap();
+        let (mut news, stop) = (network.news(), CancellationToken::new());
+        let running = tokio::spawn(network.clone().run(stop.clone()));
+        for hours in [7, 5] {
+            until("a directory", || news.has_changed().unwrap()).await;
+            news.borrow_and_update();
+            advance(Duration::from_secs(hours * 3600)).await;
+        }
+        assert!(network.directory().is_none(), "it is midnight");
+        advance(Duration::from_secs(60)).await;
+        until("the next", || network.directory().is_some()).await;
+        assert!(began.elapsed() < Duration::from_secs(13 * 3600));
+        stop.cancel();
+        running.await.unwrap();
+        drop(still);
     }
 }
