@@ -6,8 +6,9 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use rand::RngExt as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -19,6 +20,10 @@ use crate::directory::Directory;
 use crate::directory::signed::{InvalidDirectory, Trust};
 use crate::net::fetch::{self, FetchError, FetchLimits};
 use crate::packet::NextHop;
+
+/// Within so many milliseconds after the end of a directory all ask for the next: a minute without one is too short for mail
+/// clients to mind, and long enough for a server to answer all.
+const SPREAD: u64 = 60_000;
 
 /// Why there is no newer directory. The old one stays in force as long as it is valid.
 #[derive(Debug, thiserror::Error)]
@@ -125,6 +130,12 @@ impl Network {
         Ok(())
     }
 
+    /// How long until the directory in force has ended and another is to be had: not at the same second for all.
+    fn until_the_next(&self) -> Option<Duration> {
+        let left = self.valid_until()?.duration_since(self.0.world.now()).ok()?;
+        Some(left + Duration::from_millis(self.0.world.dice().random_range(0..SPREAD)))
+    }
+
     /// Keeps the directory fresh until stopped.
     pub async fn run(self, stop: CancellationToken) {
         let mut failing = false;
@@ -144,6 +155,7 @@ impl Network {
                     self.0.config.retry
                 }
             };
+            let wait = self.until_the_next().map_or(wait, |until| wait.min(until));
             if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
                 return;
             }
@@ -180,7 +192,7 @@ fn keep(file: &std::path::Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use std::time::SystemTime;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
