@@ -1,6 +1,6 @@
 //! The harness of the stories in `tests/tests`: starts the program as its users do, and talks to it as their programs do.
 //!
-//! Nothing here knows the inside of the house: [`program`] runs the binary, [`roles`] writes its files, [`demo`] reads the file of `--ready`,
+//! Nothing here knows the inside of the house: [`program`] runs the binary, [`clock`] shows it another date, [`roles`] writes its files, [`demo`] reads the file of `--ready`,
 //! [`smtp`] and [`pop3`] are sockets with lines on them, [`sink`] is a mail server of our own, and [`letter`] reads mails
 //! with Python's `email`, which shares no line with the programs under test.
 //!
@@ -9,6 +9,7 @@
 // Helpers of tests are outside clippy's leave for tests.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
+pub mod clock;
 pub mod demo;
 pub mod letter;
 pub mod mails;

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use crate::clock::Clock;
 use crate::program::{Program, command};
 use crate::smtp::Smtp;
 
@@ -12,10 +13,21 @@ use crate::smtp::Smtp;
 /// # Panics
 /// When it cannot be started.
 pub fn run(folder: &Path, name: &str, config: &str) -> Program {
+    run_by(None, folder, name, config)
+}
+
+/// As [`run`], by a date of the test's own, if there is one.
+///
+/// # Panics
+/// When it cannot be started.
+pub fn run_by(clock: Option<&Clock>, folder: &Path, name: &str, config: &str) -> Program {
     let file = folder.join(format!("{name}.toml"));
     fs::write(&file, config).unwrap();
     let mut command = command();
     command.current_dir(folder).args(["run", "--config"]).arg(&file);
+    if let Some(clock) = clock {
+        clock.shown_to(&mut command);
+    }
     Program::start(command)
 }
 
