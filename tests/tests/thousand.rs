@@ -12,7 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 use mix::crypto::Digest;
 use mix::directory::date::format_date;
 use mix::node::describe::{KeyReport, report};
-use mix::store::{Db, NODE_SCHEMAS, replay};
+use mix::store::replay::ReplayLog;
+use mix::store::{Db, NODE_SCHEMAS};
 use mixgate_tests::clock::Clock;
 use mixgate_tests::letter::letter;
 use mixgate_tests::mails::plain;
@@ -89,14 +90,15 @@ fn node_command(clock: &Clock, folder: &Path, command_and_name: [&str; 2]) -> St
 /// The days of the packet keys that a mix has, and how many packets it has opened with each. It must not run.
 fn opened(home: &Path) -> Vec<(String, u64)> {
     let db = Db::open(&home.join("node.db"), &NODE_SCHEMAS).unwrap();
+    let log = ReplayLog::open(&db).unwrap();
     let count = |report: KeyReport| {
         let key = Digest(report.descriptor.unwrap().packet_key().key_id().0);
         let days = [report.valid_after, report.valid_until].map(|day| format_date(day).unwrap());
-        (days.join(" to "), db.read(|view| replay::count(view, &key)).unwrap())
+        (days.join(" to "), log.count(&key).unwrap())
     };
     let opened: Vec<_> = report(home).unwrap().into_iter().map(count).collect();
     let known = opened.iter().filter(|(_, count)| *count > 0).count();
-    assert_eq!(db.read(replay::packet_keys).unwrap().len(), known, "packets of a key that is gone are remembered");
+    assert_eq!(log.packet_keys().unwrap().len(), known, "packets of a key that is gone are remembered");
     opened
 }
 

@@ -36,9 +36,9 @@ use crate::net::sockets::Inherited;
 use crate::packet::build::{self, Exit, Hop};
 use crate::packet::{HostName, HostRoute, NextHop, Packet, Payload, RoutingType};
 use crate::payload::{Capacity, encode};
+use crate::store::Db;
 use crate::store::inbox::Arrival;
 use crate::store::queue::{exit, incoming, outgoing, pool};
-use crate::store::{Db, replay};
 
 const SEED: u64 = 0x6164_7665_7273;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -366,16 +366,9 @@ impl Mix {
     }
 }
 
-/// Lets the database grow by so many pages, or freely.
-fn let_grow(db: &Db, by: Option<u64>) {
-    db.write(move |tx| {
-        let pages = match by {
-            Some(more) => tx.count("PRAGMA page_count", &[])? + more,
-            None => 1_000_000,
-        };
-        tx.first(&format!("PRAGMA max_page_count = {pages}"), &[], |_| Ok(()))
-    })
-    .unwrap();
+/// Lets the disk have room for so many packets, or for all.
+fn let_grow(db: &Db, packets: Option<i64>) {
+    db.write(move |tx| tx.allow_slots(packets)).unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -386,7 +379,7 @@ async fn full_disk_is_answered_rejected_and_whatever_was_taken_or_refused_arrive
     let hop = [mix.hop()];
     let packets = world.packets(12, &hop, &hop);
     // Room for a few packets and not for all; whether for what the workers make of them, too, is luck.
-    let_grow(mix.db(), Some(40));
+    let_grow(mix.db(), Some(5));
     let outcomes = mix.offer(&hop[0].route, &packets).await;
     let count = |wanted| outcomes.iter().filter(|outcome| **outcome == wanted).count();
     let (taken, rejected) = (count(Outcome::Delivered), count(Outcome::Rejected));
@@ -646,7 +639,7 @@ async fn clock_that_jumps(by: i64) {
     assert_eq!((first.users.got(), last.users.got()), ((7, 7), (7, 7)), "each once");
     assert_eq!((first.counts().expired, first.counts().undeliverable), (0, 0));
     // The key that it had opens packets still, and knows those that it has opened.
-    assert_eq!(first.db().read(|view| replay::count(view, &key)).unwrap() as usize, packets.len() + 7);
+    assert_eq!(first.node.replay.count(&key).unwrap() as usize, packets.len() + 7);
     first.knows_all(&packets).await;
     first.end().await;
     last.end().await;
@@ -748,7 +741,7 @@ async fn key_that_is_replaced_in_the_middle_of_a_burst_costs_nothing_and_is_forg
     assert_eq!((new.valid_after(), old.valid_until()), (day(15), day(30)));
     let id = |key: &crate::directory::Descriptor| Digest(key.packet_key().key_id().0);
     let (old_id, new_id) = (id(old), id(new));
-    let remembered = |key: Digest| mix.db().read(|view| replay::count(view, &key)).unwrap();
+    let remembered = |key: Digest| mix.node.replay.count(&key).unwrap();
     let (old, new) = ([old.hop().unwrap()], [new.hop().unwrap()]);
 
     // Ten seconds before the second begins. Half of the first connection is over when it stands still; it does at midnight.

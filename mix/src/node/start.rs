@@ -218,7 +218,7 @@ pub struct RunningNode {
     pub db: Db,
     /// What its operator may ask and change.
     pub control: NodeControl,
-    replay: ReplayLog,
+    pub(super) replay: ReplayLog,
     tasks: JoinSet<()>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
