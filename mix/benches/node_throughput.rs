@@ -30,7 +30,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Packets that pass both mixes.
-const PACKETS: usize = 16_000;
+const PACKETS: usize = 32_000;
 /// Packets in one connection of the senders: sixteen connections at a time.
 const TOGETHER: usize = PACKETS / 16;
 /// Packets that wait while memory is looked at.
@@ -142,8 +142,9 @@ async fn through_two_mixes(home: &Path) -> f64 {
     let all = packets.len();
     let (began, used) = (Instant::now(), processor_time());
     let mut senders = JoinSet::new();
-    for together in packets.chunks(TOGETHER) {
-        let units = together.iter().map(|packet| Unit::packet((), packet.clone())).collect();
+    let mut packets = packets.into_iter().map(|packet| Unit::packet((), packet));
+    for _ in 0..all.div_ceil(TOGETHER) {
+        let units = packets.by_ref().take(TOGETHER).collect();
         let (next, stop) = (next.clone(), stop.clone());
         senders.spawn(async move {
             let delivery = deliver(&next, units, &ConnectConfig::default(), SystemTime::now(), &stop).await;

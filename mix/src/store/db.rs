@@ -321,9 +321,7 @@ impl View<'_> {
     /// [`StoreError::Corrupt`] when the database has no such slot; what the system says.
     pub fn slot(&self, slot: Slot, len: usize) -> Result<Box<[u8]>, StoreError> {
         let slots = self.slots.ok_or(StoreError::Corrupt { what: "a slot in a database without slots" })?;
-        let mut octets = vec![0; len].into_boxed_slice();
-        slots.read(slot, &mut octets)?;
-        Ok(octets)
+        Ok(slots.read(slot, len)?.into_boxed_slice())
     }
 }
 

@@ -17,6 +17,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::disk;
+
 /// Octets in a slot: a packet (minion-spec 3.2). What is shorter is filled up with zeros.
 pub const SLOT_LEN: usize = 32 * 1024;
 
@@ -72,9 +74,9 @@ impl SlotFile {
         self.free.load(Ordering::Relaxed)
     }
 
-    /// Fills `octets` from the beginning of a slot.
-    pub(super) fn read(&self, slot: Slot, octets: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(octets, slot.offset()?)
+    /// The first octets of a slot, `len` of them.
+    pub(super) fn read(&self, slot: Slot, len: usize) -> io::Result<Vec<u8>> {
+        disk::read_at(&self.file, slot.offset()?, len)
     }
 
     fn write(&self, slot: Slot, octets: &[u8]) -> io::Result<()> {
@@ -286,10 +288,17 @@ impl Slots {
 
     fn take_free(&mut self) -> Slot {
         let oldest = self.file.oldest_read();
-        // Those first that would have to be overwritten anyway.
-        if self.stale.front().is_some_and(|(since, _)| *since <= oldest)
-            && let Some((_, slot)) = self.stale.pop_front()
-        {
+        // Those first that would have to be overwritten anyway; of these the last, which the processor has at hand still,
+        // unless somebody may read it. The first are overwritten when their time comes.
+        let is_free = |stale: Option<&(u64, Slot)>| stale.is_some_and(|(since, _)| *since <= oldest);
+        let stale = if is_free(self.stale.back()) {
+            self.stale.pop_back()
+        } else if is_free(self.stale.front()) {
+            self.stale.pop_front()
+        } else {
+            None
+        };
+        if let Some((_, slot)) = stale {
             return slot;
         }
         if let Some(slot) = self.clean.pop_first() {
