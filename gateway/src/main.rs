@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    mix::node::memory::keep_freed();
     mixgate::commands::main()
 }

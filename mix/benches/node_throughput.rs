@@ -29,8 +29,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Packets that pass both mixes.
-const PACKETS: usize = 32_000;
+/// Packets, and how often each passes a mix.
+const PACKETS: usize = 12_000;
+const MIXES: usize = 6;
 /// Packets in one connection of the senders: sixteen connections at a time.
 const TOGETHER: usize = PACKETS / 16;
 /// Packets that wait while memory is looked at.
@@ -88,25 +89,18 @@ async fn sink(count: &Arc<Count>, stop: &CancellationToken) -> Hop {
     Hop { packet_key: key.public_key(), route }
 }
 
-/// Builds on all cores. Every third packet is swapped at one of the two mixes, and the others after them: so does one in
-/// six on the default path of six.
+/// Builds on all cores: packets on the default path of six, swapped at the third mix, to and fro between the two; what
+/// comes out of the sixth goes to `last`.
 fn packets(first: &Hop, second: &Hop, last: &Hop) -> Vec<Packet> {
     let cores = thread::available_parallelism().unwrap().get();
-    let through = [first.clone(), second.clone(), last.clone()];
+    let mixes = [first, second, first, second, first, second, last].map(Clone::clone);
+    let (leg1, leg2) = mixes.split_at(MIXES / 2);
     thread::scope(|scope| {
         let build = |core: usize| {
             let mut rng = StdRng::seed_from_u64(core as u64);
             let exit = Exit { exit_type: RoutingType::MBOX, address: b"frida".to_vec() };
-            let mut one = |number: usize| {
-                let payload = Payload::random(&mut rng);
-                let (leg1, leg2) = match number % 6 {
-                    0 => through.split_at(1),
-                    3 => through.split_at(2),
-                    _ => (&through[..], &through[2..]),
-                };
-                build::forward(&payload, &exit, leg1, leg2, &mut rng).unwrap()
-            };
-            (0..PACKETS / cores).map(&mut one).collect::<Vec<_>>()
+            let one = |_| build::forward(&Payload::random(&mut rng), &exit, leg1, leg2, &mut rng).unwrap();
+            (0..PACKETS / cores).map(one).collect::<Vec<_>>()
         };
         let threads: Vec<_> = (0..cores).map(|core| scope.spawn(move || build(core))).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
@@ -158,14 +152,13 @@ async fn through_two_mixes(home: &Path) -> f64 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let took = began.elapsed();
-    let each = (processor_time() - used) / (2 * all) as f64;
-    println!("{all} packets: taken by the first mix in {taken:.2?}, out of the second in {took:.2?}");
+    let each = (processor_time() - used) / (MIXES * all) as f64;
+    println!("{all} packets: taken in {taken:.2?}, through {MIXES} mixes each in {took:.2?}");
     println!("processor time for each packet and mix, sender and taker included: {:.0} us", each * 1e6);
     stop.cancel();
     a.ended().await;
     b.ended().await;
-    // Each packet has passed two mixes.
-    2.0 * all as f64 / took.as_secs_f64()
+    (MIXES * all) as f64 / took.as_secs_f64()
 }
 
 /// Seconds of processor time that this process has used, in it and in the system for it.
@@ -214,6 +207,7 @@ async fn memory(home: &Path) -> u64 {
 }
 
 fn main() {
+    mix::node::memory::keep_freed();
     let folder = std::env::var_os("MIX_BENCH_HOME").map_or_else(std::env::temp_dir, PathBuf::from);
     let home = tempfile::tempdir_in(folder).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();

@@ -3,8 +3,9 @@
 //! What an observer can time is over when the packet is on disk: a packet is answered alike whether it is good, a
 //! replay, or nonsense, since nobody has looked at it by then.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ use crate::store::{Db, StoreError};
 const BATCH: usize = 32;
 /// Packets read ahead of the workers: two megabytes.
 const READ_AHEAD: usize = 2 * BATCH;
+/// Packets that need not be read from the disk again, since they have just been written to it: eight megabytes.
+const AT_HAND: usize = 256;
 /// How long a worker waits before it tries again what the store refused (disk full).
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -43,14 +46,45 @@ pub struct Incoming {
     db: Db,
     /// Rung when there are new packets among the incoming.
     pub(super) bell: Arc<Notify>,
+    at_hand: AtHand,
     counters: Counters,
     room: Room,
+}
+
+/// Packets that were stored and not yet handed to a worker. Those that it has no place for are read from the disk.
+#[derive(Clone, Debug, Default)]
+struct AtHand(Arc<Mutex<Stored>>);
+
+#[derive(Debug, Default)]
+struct Stored {
+    packets: HashMap<IncomingId, Packet>,
+    /// The last that was asked for: nobody asks for those before it any more.
+    passed: Option<IncomingId>,
+}
+
+impl AtHand {
+    fn put(&self, id: IncomingId, packet: Packet) {
+        let mut stored = self.stored();
+        if stored.packets.len() < AT_HAND && stored.passed.is_none_or(|passed| passed < id) {
+            stored.packets.insert(id, packet);
+        }
+    }
+
+    fn take(&self, id: IncomingId) -> Option<Packet> {
+        let mut stored = self.stored();
+        stored.passed = Some(id);
+        stored.packets.remove(&id)
+    }
+
+    fn stored(&self) -> MutexGuard<'_, Stored> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Incoming {
     /// Stores into `db`.
     pub fn new(db: Db, counters: Counters) -> Self {
-        Self { db, bell: Arc::new(Notify::new()), counters, room: Room::default() }
+        Self { db, bell: Arc::new(Notify::new()), at_hand: AtHand::default(), counters, room: Room::default() }
     }
 
     /// Whether it takes packets.
@@ -63,15 +97,16 @@ impl PacketSink for Incoming {
     async fn store(&self, packet: Packet) -> Result<(), Refused> {
         self.check_room()?;
         let (tell, told) = oneshot::channel();
-        let (bell, counters) = (Arc::clone(&self.bell), self.counters.clone());
+        let (bell, at_hand, counters) = (Arc::clone(&self.bell), self.at_hand.clone(), self.counters.clone());
         // The bell is rung from the writer thread: the connection may be gone by then, the packet is not.
         self.db.submit(
-            move |tx| incoming::push(tx, &packet),
+            move |tx| incoming::push(tx, &packet).map(|id| (id, packet)),
             move |stored| {
-                if stored.is_ok() {
+                let stored = stored.map(|(id, packet)| {
                     counters.received(1);
+                    at_hand.put(id, packet);
                     bell.notify_one();
-                }
+                });
                 let _ = tell.send(stored);
             },
         );
@@ -142,15 +177,17 @@ pub(super) fn start(incoming: &Incoming, worker: Worker) -> (Vec<thread::JoinHan
             thread::spawn(move || worker.run(&fed))
         })
         .collect();
-    let feeder = tokio::spawn(feed_workers(worker.db.clone(), Arc::clone(&incoming.bell), feed, worker.stop.clone()));
+    let feeder = tokio::spawn(feed_workers(worker.db.clone(), incoming.clone(), feed, worker.stop.clone()));
     (threads, feeder)
 }
 
 /// Reads the incoming packets in the order in which they came, and hands each to the workers once.
-async fn feed_workers(db: Db, bell: Arc<Notify>, feed: Sender<(IncomingId, Packet)>, stop: CancellationToken) {
+async fn feed_workers(db: Db, from: Incoming, feed: Sender<(IncomingId, Packet)>, stop: CancellationToken) {
+    let Incoming { bell, at_hand, .. } = from;
     let mut after = None;
     loop {
-        match durable::read(&db, move |view| incoming::load(view, after, READ_AHEAD)).await {
+        let at_hand = at_hand.clone();
+        match durable::read(&db, move |view| incoming::load(view, after, READ_AHEAD, |id| at_hand.take(id))).await {
             Ok(packets) if packets.is_empty() => {
                 if stop.run_until_cancelled(bell.notified()).await.is_none() {
                     return;
@@ -486,6 +523,20 @@ mod tests {
         watched(0).await;
         assert_eq!(incoming.store(packet()).await, Ok(()));
         assert_eq!(worker.db.read(incoming::count).unwrap(), 2);
+    }
+
+    #[test]
+    fn packets_at_hand_are_bounded_and_none_is_kept_that_nobody_asks_for() {
+        let at_hand = AtHand::default();
+        let packet = |octet| Packet::from_bytes(&[octet; PACKET_LEN]).unwrap();
+        at_hand.put(IncomingId(1), packet(1));
+        assert_eq!(at_hand.take(IncomingId(1)), Some(packet(1)));
+        assert_eq!(at_hand.take(IncomingId(2)), None);
+        // It was read from the disk before its writer came here.
+        at_hand.put(IncomingId(2), packet(2));
+        assert!(at_hand.stored().packets.is_empty());
+        (3..1000).for_each(|id| at_hand.put(IncomingId(id), packet(3)));
+        assert_eq!(at_hand.stored().packets.len(), AT_HAND);
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@ mod exit;
 pub mod incoming;
 pub mod keys;
 mod link;
+pub mod memory;
 mod mixing;
 pub mod network;
 mod outgoing;

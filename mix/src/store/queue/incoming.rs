@@ -44,15 +44,24 @@ pub(super) fn enqueue(tx: &Tx<'_>, slot: Slot) -> Result<IncomingId, StoreError>
     tx.insert("INSERT INTO incoming (slot) VALUES (?1)", params![slot.0]).map(IncomingId)
 }
 
-/// The packets behind `after`, in order, at most `limit`. Begin with `None`.
+/// The packets behind `after`, in order, at most `limit`. Begin with `None`. What `at_hand` has is not read.
 ///
 /// # Errors
 /// What the database says.
-pub fn load(view: &View<'_>, after: Option<IncomingId>, limit: usize) -> Result<Vec<(IncomingId, Packet)>, StoreError> {
+pub fn load(
+    view: &View<'_>,
+    after: Option<IncomingId>,
+    limit: usize,
+    mut at_hand: impl FnMut(IncomingId) -> Option<Packet>,
+) -> Result<Vec<(IncomingId, Packet)>, StoreError> {
     view.all(
         "SELECT id, slot FROM incoming WHERE id > ?1 ORDER BY id LIMIT ?2",
         params![after.map_or(0, |after| after.0), sql_limit(limit)],
-        |row| Ok((IncomingId(row.get(0)?), packet_in(view, Slot(row.get(1)?))?)),
+        |row| {
+            let id = IncomingId(row.get(0)?);
+            let packet = at_hand(id).map_or_else(|| packet_in(view, Slot(row.get(1)?)), Ok)?;
+            Ok((id, packet))
+        },
     )
 }
 

@@ -124,9 +124,9 @@ mod tests {
         let (folder, db) = fresh(&SCHEMAS);
         let ids: Vec<_> = (1..=3).map(|fill| db.write(move |tx| incoming::push(tx, &packet(fill))).unwrap()).collect();
         let (_copy, db) = as_after_a_kill(folder.path(), &SCHEMAS);
-        let all = db.read(|view| incoming::load(view, None, 10)).unwrap();
+        let all = db.read(|view| incoming::load(view, None, 10, |_| None)).unwrap();
         assert_eq!(all, ids.iter().copied().zip([packet(1), packet(2), packet(3)]).collect::<Vec<_>>());
-        let rest = db.read(|view| incoming::load(view, Some(ids[0]), 1)).unwrap();
+        let rest = db.read(|view| incoming::load(view, Some(ids[0]), 1, |_| None)).unwrap();
         assert_eq!(rest, [(ids[1], packet(2))]);
     }
 
@@ -217,7 +217,7 @@ mod tests {
         pooled(&db, vec![relay("me.example.org", 1), relay("a.example.org", 2)]);
         let own = hop("me.example.org");
         assert_eq!(release_all(&db, Some(own)), Released { relays: 1, deliveries: 0, own: 1 });
-        let back = db.read(|view| incoming::load(view, None, 10)).unwrap();
+        let back = db.read(|view| incoming::load(view, None, 10, |_| None)).unwrap();
         assert_eq!(back.into_iter().map(|(_, packet)| packet).collect::<Vec<_>>(), [packet(1)]);
         assert_eq!(slots(&db), 2);
     }
@@ -315,7 +315,7 @@ mod tests {
     fn row_that_names_a_slot_beyond_the_file_is_called_damage() {
         let (folder, db) = fresh(&SCHEMAS);
         db.write(|tx| tx.insert("INSERT INTO incoming (slot) VALUES (5)", &[])).unwrap();
-        let read = db.read(|view| incoming::load(view, None, 1));
+        let read = db.read(|view| incoming::load(view, None, 1, |_| None));
         assert!(matches!(read, Err(StoreError::Corrupt { .. })), "{read:?}");
         drop(db);
         let refused = Db::open(&folder.path().join("store.db"), &SCHEMAS);
