@@ -32,7 +32,7 @@ use crate::mmtp::{PeerMisbehaved, ServerSession, Ticket};
 use crate::packet::Packet;
 
 /// Octets read at once: one full TLS record.
-const READ_LEN: usize = 16 * 1024;
+const READ_LEN: usize = 64 * 1024;
 
 /// How long to wait when the system gives no more connections, mostly for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
