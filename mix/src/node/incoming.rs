@@ -20,12 +20,12 @@ use super::room::Room;
 use crate::crypto::Digest;
 use crate::crypto::pk::PacketKey;
 use crate::net::listen::{PacketSink, Refused};
-use crate::packet::unwrap::{self, NotAdmitted, Novelty, Outcome};
+use crate::packet::unwrap::{self, NotAdmitted, Outcome};
 use crate::packet::{InvalidPacket, Packet};
 use crate::store::queue::IncomingId;
 use crate::store::queue::incoming::{self, Admission, Next};
 use crate::store::queue::pool::PoolItem;
-use crate::store::replay::{Claim, Gate, ReplayLog};
+use crate::store::replay::{Claim, ReplayLog, Verdicts};
 use crate::store::{Db, StoreError};
 
 /// Packets that one worker takes at once. They share one commit; more would keep the first waiting for the last.
@@ -247,16 +247,35 @@ impl Worker {
     fn unwrap(&self, ids: &[IncomingId], packets: &[Packet]) {
         let keys = self.keys.blocking_read().clone();
         let keys: Vec<&PacketKey> = keys.iter().map(Arc::as_ref).collect();
-        let mut claims = Vec::new();
+        let opened: Vec<_> = unwrap::open_all(packets, &keys).collect();
+        let asked: Vec<_> = opened.iter().flatten().map(|opened| (opened.packet_key(), opened.replay_hash())).collect();
+        // Else the process ends before the store could say which packets are new: they stay among the incoming.
+        let Some(claims) = self.claim(&asked) else { return };
+        let mut verdicts = Verdicts::new(claims);
         let mut findings = Vec::with_capacity(ids.len());
-        for (&id, opened) in ids.iter().zip(unwrap::open_all(packets, &keys)) {
+        for (&id, opened) in ids.iter().zip(opened) {
             let finding = opened
-                .map_or_else(|invalid| Some(self.useless(id, invalid)), |opened| self.admit(id, opened, &mut claims));
+                .map_or_else(|invalid| Some(self.useless(id, invalid)), |opened| self.admit(id, opened, &mut verdicts));
             findings.extend(finding);
         }
         self.write(Arc::new(findings));
         // Only now may another copy of these packets look into the replay log: it will find them there.
-        drop(claims);
+        drop(verdicts);
+    }
+
+    /// Asks the replay log until it answers: these packets were answered RECEIVED. `None` when the process ends before.
+    fn claim(&self, packets: &[(Digest, Digest)]) -> Option<Vec<Option<Claim>>> {
+        loop {
+            match self.replay.claim(packets) {
+                Ok(claims) => return Some(claims),
+                Err(e) => error!(error = %e, "packets wait: the replay log cannot be read"),
+            }
+            self.counters.beat();
+            if self.stop.is_cancelled() {
+                return None;
+            }
+            thread::sleep(STORE_PAUSE);
+        }
     }
 
     fn useless(&self, id: IncomingId, _: InvalidPacket) -> Finding {
@@ -265,19 +284,19 @@ impl Worker {
         Finding::Useless { id }
     }
 
-    /// `None` when the process ends before the store could say whether the packet is new: it stays among the incoming
-    /// until the next start.
-    fn admit(&self, id: IncomingId, opened: unwrap::Opened<'_>, claims: &mut Vec<Claim>) -> Option<Finding> {
-        let mut gate = Patient { gate: self.replay.gate(), counters: &self.counters, stop: &self.stop };
-        let admitted = match opened.admit(&mut gate) {
+    /// `None` for a packet that the replay log was not asked about, which cannot be: it stays among the incoming.
+    fn admit(&self, id: IncomingId, opened: unwrap::Opened<'_>, verdicts: &mut Verdicts) -> Option<Finding> {
+        let admitted = match opened.admit(verdicts) {
             Ok(admitted) => admitted,
             Err(NotAdmitted::Replay) => {
                 self.counters.replayed(1);
                 return Some(Finding::Useless { id });
             }
-            Err(NotAdmitted::Log(Stopped)) => return None,
+            Err(NotAdmitted::Log(e)) => {
+                error!(error = %e, "a packet waits for the next start");
+                return None;
+            }
         };
-        claims.extend(gate.gate.into_claims());
         let (packet_key, replay_hash) = (admitted.packet_key(), admitted.replay_hash());
         let next = match admitted.process() {
             Ok(Outcome::Drop) => {
@@ -312,35 +331,6 @@ impl Worker {
                     thread::sleep(STORE_PAUSE);
                 }
             }
-        }
-    }
-}
-
-/// The replay log, asked again until it answers: these packets were answered RECEIVED.
-struct Patient<'l> {
-    gate: Gate<'l>,
-    counters: &'l Counters,
-    stop: &'l CancellationToken,
-}
-
-/// The process ended before the log answered.
-#[derive(Debug)]
-struct Stopped;
-
-impl unwrap::ReplayLog for Patient<'_> {
-    type Error = Stopped;
-
-    fn admit(&mut self, packet_key: &Digest, replay_hash: &Digest) -> Result<Novelty, Stopped> {
-        loop {
-            match self.gate.admit(packet_key, replay_hash) {
-                Ok(novelty) => return Ok(novelty),
-                Err(e) => error!(error = %e, "packets wait: the replay log cannot be read"),
-            }
-            self.counters.beat();
-            if self.stop.is_cancelled() {
-                return Err(Stopped);
-            }
-            thread::sleep(STORE_PAUSE);
         }
     }
 }

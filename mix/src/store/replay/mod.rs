@@ -16,7 +16,7 @@ mod run;
 mod shelf;
 mod upkeep;
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -154,20 +154,6 @@ impl ReplayLog {
         Ok(new)
     }
 
-    /// Whether a packet was here before.
-    ///
-    /// # Errors
-    /// What the database says, and the system about a run.
-    pub fn seen(&self, packet_key: &Digest, hash: &Digest) -> Result<bool, StoreError> {
-        // The table first, then the runs. An entry that is not in the table any more left it by a commit, and the run
-        // that holds it stood on the shelf before; whatever took that run away since has put one with the same entries in
-        // its place at the same moment. In the other order it could move from the one to the other between the looks.
-        let log = &self.handle.log;
-        let sql = "SELECT 1 FROM replay WHERE packet_key = ?1 AND hash = ?2";
-        let in_table = log.db.read(|view| view.exists(sql, params![packet_key.0, hash.0]))?;
-        Ok(in_table || log.shelf.holds(packet_key, hash)?)
-    }
-
     /// Forgets some packets of a packet key that is destroyed, no more than `limit` of the table or one run, so that a
     /// log of millions does not hold up the steps of others. Says whether there are more. Destroy the key first: with it,
     /// each of them could come again. Waits for a merge that is under way.
@@ -216,25 +202,46 @@ impl ReplayLog {
         self.handle.close();
     }
 
-    /// The right to let this packet pass, to be kept until `queue::incoming::finish` is durable. `None` when it was here
-    /// before, or another thread has it in hand: if that thread fails, its copy is still among the incoming and comes
-    /// again, so that dropping this one loses nothing.
+    /// The right to let each of these packets pass, to be kept until `queue::incoming::finish` is durable; a packet is named
+    /// by the digest of the packet key that opened it and its replay hash. `None` when it was here before, or another
+    /// thread has it in hand: if that thread fails, its copy is still among the incoming and comes again, so that dropping
+    /// this one loses nothing.
+    ///
+    /// # Errors
+    /// What the database says, and the system about a run; then nothing is claimed.
+    pub fn claim(&self, packets: &[(Digest, Digest)]) -> Result<Vec<Option<Claim>>, StoreError> {
+        // Claim first, then look: whoever had the claim before has written before it let go.
+        let claim = |packet: &(Digest, Digest)| {
+            let is_ours = held(&self.claims).insert(*packet);
+            is_ours.then(|| Claim { packet: *packet, claims: Arc::clone(&self.claims) })
+        };
+        let mut claims: Vec<_> = packets.iter().map(claim).collect();
+        for (claim, seen) in claims.iter_mut().zip(self.look(packets)?) {
+            if seen {
+                *claim = None;
+            }
+        }
+        Ok(claims)
+    }
+
+    /// Which of these packets were here before.
     ///
     /// # Errors
     /// What the database says, and the system about a run.
-    pub fn claim(&self, packet_key: &Digest, hash: &Digest) -> Result<Option<Claim>, StoreError> {
-        let packet = (*packet_key, *hash);
-        // Claim first, then look: whoever had the claim before has written before it let go.
-        if !held(&self.claims).insert(packet) {
-            return Ok(None);
+    pub fn look(&self, packets: &[(Digest, Digest)]) -> Result<Vec<bool>, StoreError> {
+        // The table first, then the runs. An entry that is not in the table any more left it by a commit, and the run
+        // that holds it stood on the shelf before; whatever took that run away since has put one with the same entries in
+        // its place at the same moment. In the other order it could move from the one to the other between the looks.
+        let log = &self.handle.log;
+        let sql = "SELECT 1 FROM replay WHERE packet_key = ?1 AND hash = ?2";
+        let mut seen = log.db.read(|view| {
+            let look = |(packet_key, hash): &(Digest, Digest)| view.exists(sql, params![packet_key.0, hash.0]);
+            packets.iter().map(look).collect::<Result<Vec<_>, _>>()
+        })?;
+        for (seen, (packet_key, hash)) in seen.iter_mut().zip(packets) {
+            *seen = *seen || log.shelf.holds(packet_key, hash)?;
         }
-        let claim = Claim { packet, claims: Arc::clone(&self.claims) };
-        Ok((!self.seen(packet_key, hash)?).then_some(claim))
-    }
-
-    /// What `unwrap::Opened::admit` asks about one packet.
-    pub fn gate(&self) -> Gate<'_> {
-        Gate { log: self, claims: Vec::new() }
+        Ok(seen)
     }
 }
 
@@ -293,43 +300,35 @@ impl fmt::Debug for Handle {
     }
 }
 
-/// The replay log for one packet, or for several that are finished in one step.
-#[derive(Debug)]
-pub struct Gate<'l> {
-    log: &'l ReplayLog,
-    claims: Vec<Claim>,
-}
+/// What the log has said about packets that were opened together: `unwrap::Opened::admit` asks here.
+#[derive(Debug, Default)]
+pub struct Verdicts(VecDeque<Option<Claim>>, Vec<Claim>);
 
-impl Gate<'_> {
+impl Verdicts {
+    /// Those of these claims. The packets must be admitted in the same order.
+    pub fn new(claims: Vec<Option<Claim>>) -> Self {
+        Self(claims.into(), Vec::new())
+    }
+
     /// The claims on what was admitted.
     pub fn into_claims(self) -> Vec<Claim> {
-        self.claims
+        self.1
     }
 }
 
-impl unwrap::ReplayLog for Gate<'_> {
+impl unwrap::ReplayLog for Verdicts {
     type Error = StoreError;
 
+    /// [`StoreError::Missing`] for a packet that was not asked about, or not in its turn.
     fn admit(&mut self, packet_key: &Digest, replay_hash: &Digest) -> Result<Novelty, StoreError> {
-        match self.log.claim(packet_key, replay_hash)? {
-            Some(claim) => {
-                self.claims.push(claim);
+        match self.0.pop_front() {
+            Some(Some(claim)) if claim.packet == (*packet_key, *replay_hash) => {
+                self.1.push(claim);
                 Ok(Novelty::New)
             }
-            None => Ok(Novelty::Replay),
+            Some(None) => Ok(Novelty::Replay),
+            _ => Err(StoreError::Missing { what: "word of the replay log on a packet" }),
         }
-    }
-}
-
-impl Claim {
-    /// The digest of the packet key.
-    pub fn packet_key(&self) -> &Digest {
-        &self.packet.0
-    }
-
-    /// What is remembered of the packet.
-    pub fn hash(&self) -> &Digest {
-        &self.packet.1
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use super::{PLAN, Plan, ReplayLog};
+use super::{Claim, PLAN, Plan, ReplayLog};
 use crate::crypto::{Digest, sha1};
 use crate::store::db::{Db, StoreError, held};
 
@@ -42,9 +42,19 @@ pub(super) fn remember(db: &Db, log: &ReplayLog, packet_key: Digest, numbers: Ra
     })
 }
 
+/// Whether a packet was here before.
+pub(crate) fn seen(log: &ReplayLog, packet_key: Digest, hash: Digest) -> bool {
+    log.look(&[(packet_key, hash)]).unwrap()[0]
+}
+
+/// The right to let one packet pass.
+pub(super) fn claim(log: &ReplayLog, packet_key: Digest, hash: Digest) -> Option<Claim> {
+    log.claim(&[(packet_key, hash)]).unwrap().remove(0)
+}
+
 /// Whether a log holds these packets and no others near them, looked at from both sides.
 pub(super) fn holds_just(db: &Db, log: &ReplayLog, packet_key: Digest, numbers: Range<u64>) -> bool {
-    let seen = |number| log.seen(&packet_key, &entry(number)).unwrap();
+    let seen = |number| seen(log, packet_key, entry(number));
     let beyond = numbers.end..numbers.end + 50;
     numbers.clone().all(seen) && !beyond.clone().any(seen) && remember(db, log, packet_key, numbers).unwrap() == 0
 }

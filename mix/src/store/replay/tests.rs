@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
-use super::testing::{entry, files, holds_just, opened, remember};
-use super::{PLAN, Plan, ReplayLog, SCHEMA};
+use super::testing::{claim, entry, files, holds_just, opened, remember, seen};
+use super::{PLAN, Plan, ReplayLog, SCHEMA, Verdicts};
 use crate::crypto::{DIGEST_LEN, Digest};
 use crate::packet::unwrap::{Novelty, ReplayLog as _};
 use crate::store::StoreError;
@@ -26,7 +26,7 @@ fn replayed_packet_is_refused_after_a_restart() {
     let db = reopened(folder.path(), db, &[SCHEMA]);
     let log = ReplayLog::open(&db).unwrap();
     assert_eq!(remember(&db, &log, digest("key"), 0..1).unwrap(), 0);
-    assert!(log.claim(&digest("key"), &entry(0)).unwrap().is_none());
+    assert!(claim(&log, digest("key"), entry(0)).is_none());
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn two_copies_opened_at_the_same_time_pass_once() {
     let claims: Vec<_> = std::thread::scope(|scope| {
         let open = || {
             barrier.wait();
-            log.claim(&digest("key"), &digest("packet")).unwrap()
+            claim(&log, digest("key"), digest("packet"))
         };
         let threads: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
         threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
@@ -49,35 +49,42 @@ fn two_copies_opened_at_the_same_time_pass_once() {
 fn packet_whose_processing_failed_may_come_again() {
     let (_folder, db) = fresh(&[SCHEMA]);
     let log = ReplayLog::open(&db).unwrap();
-    let claim = log.claim(&digest("key"), &digest("packet")).unwrap();
-    assert!(claim.is_some());
-    drop(claim);
-    assert!(log.claim(&digest("key"), &digest("packet")).unwrap().is_some());
+    let first = claim(&log, digest("key"), digest("packet"));
+    assert!(first.is_some());
+    drop(first);
+    assert!(claim(&log, digest("key"), digest("packet")).is_some());
 }
 
 #[test]
 fn finished_packet_is_refused_after_its_claim_is_gone() {
     let (_folder, db) = fresh(&[SCHEMA]);
     let log = ReplayLog::open(&db).unwrap();
-    let claim = log.claim(&digest("key"), &digest("packet")).unwrap().unwrap();
-    let (key, hash) = (*claim.packet_key(), *claim.hash());
+    let first = claim(&log, digest("key"), digest("packet")).unwrap();
+    let (key, hash) = (digest("key"), digest("packet"));
     let writing = log.clone();
     assert!(db.write(move |tx| writing.remember(tx, &key, &hash)).unwrap());
-    drop(claim);
-    assert!(log.claim(&digest("key"), &digest("packet")).unwrap().is_none());
+    drop(first);
+    assert!(claim(&log, digest("key"), digest("packet")).is_none());
 }
 
 #[test]
-fn gate_admits_a_packet_once_and_hands_its_claim_over() {
+fn packets_opened_together_are_admitted_once_each_and_only_in_their_turn() {
     let (_folder, db) = fresh(&[SCHEMA]);
     let log = ReplayLog::open(&db).unwrap();
-    let mut gate = log.gate();
-    assert_eq!(gate.admit(&digest("key"), &digest("packet")).unwrap(), Novelty::New);
-    assert_eq!(gate.admit(&digest("key"), &digest("packet")).unwrap(), Novelty::Replay);
-    assert_eq!(gate.admit(&digest("other key"), &digest("packet")).unwrap(), Novelty::New);
-    assert_eq!(gate.into_claims().len(), 2);
+    let packets = [("key", "packet"), ("key", "packet"), ("other key", "packet"), ("key", "another")];
+    let packets = packets.map(|(key, packet)| (digest(key), digest(packet)));
+    let mut verdicts = Verdicts::new(log.claim(&packets).unwrap());
+    let mut admit = |(key, packet)| verdicts.admit(&digest(key), &digest(packet));
+    assert_eq!(admit(("key", "packet")).unwrap(), Novelty::New);
+    assert_eq!(admit(("key", "packet")).unwrap(), Novelty::Replay);
+    assert_eq!(admit(("other key", "packet")).unwrap(), Novelty::New);
+    assert!(matches!(admit(("key", "packet that nobody asked about")), Err(StoreError::Missing { .. })));
+    assert!(matches!(admit(("key", "another")), Err(StoreError::Missing { .. })), "it was the turn of this one before");
+    assert!(claim(&log, digest("key"), digest("packet")).is_none(), "its claim is kept");
+    drop(verdicts);
+    assert!(claim(&log, digest("key"), digest("packet")).is_some());
     db.close();
-    assert!(matches!(log.gate().admit(&digest("key"), &digest("packet")), Err(StoreError::Closed)));
+    assert!(matches!(log.claim(&packets), Err(StoreError::Closed)));
 }
 
 #[test]
@@ -99,7 +106,7 @@ fn entries_are_found_wherever_they_lie_and_after_a_restart() {
     let db = reopened(folder.path(), db, &[SCHEMA]);
     let log = opened(&db, 100).unwrap();
     assert!(holds_just(&db, &log, digest("key"), 0..1260));
-    assert!(!log.seen(&digest("other key"), &entry(0)).unwrap());
+    assert!(!seen(&log, digest("other key"), entry(0)));
 }
 
 #[test]
@@ -178,7 +185,7 @@ fn forgotten_key_leaves_no_file_and_takes_nothing_from_another() {
     assert_eq!(files(&db).len(), of_others);
     assert_eq!(log.packet_keys().unwrap(), [digest("new key")]);
     assert_eq!(log.count(&digest("old key")).unwrap(), 0);
-    assert!(!(0..309).any(|number| log.seen(&digest("old key"), &entry(number)).unwrap()));
+    assert!(!(0..309).any(|number| seen(&log, digest("old key"), entry(number))));
     assert!(holds_just(&db, &log, digest("new key"), 0..200));
     drop(log);
     let db = reopened(folder.path(), db, &[SCHEMA]);
@@ -209,10 +216,10 @@ fn ground_hashes_are_told_apart() {
     assert!(log.handle.log.shelf.of(&digest("key")).iter().any(|run| run.len() > 1000), "several pages");
     for number in 0..8010 {
         let there = number % 2 == 0 && number < 8000;
-        assert_eq!(log.seen(&digest("key"), &ground(number)).unwrap(), there, "{number}");
+        assert_eq!(seen(&log, digest("key"), ground(number)), there, "{number}");
     }
     for hash in [[0; DIGEST_LEN], [0xff; DIGEST_LEN]] {
-        assert!(!log.seen(&digest("key"), &Digest(hash)).unwrap());
+        assert!(!seen(&log, digest("key"), Digest(hash)));
     }
 }
 
@@ -247,10 +254,10 @@ fn looks_miss_nothing_while_entries_move() {
                     let there = written[at].load(Ordering::SeqCst);
                     if there > 0 {
                         let number = dice.random_range(0..there);
-                        assert!(log.seen(&keys[at], &entry(number)).unwrap(), "{number} of {there}");
-                        assert!(log.claim(&keys[at], &entry(number)).unwrap().is_none());
+                        assert!(seen(log, keys[at], entry(number)), "{number} of {there}");
+                        assert!(claim(log, keys[at], entry(number)).is_none());
                     }
-                    assert!(!log.seen(&keys[at], &entry(u64::MAX - there)).unwrap());
+                    assert!(!seen(log, keys[at], entry(u64::MAX - there)));
                 }
             });
         }
@@ -320,7 +327,7 @@ proptest! {
             }
             for number in 0..300 {
                 for of in 0..2 {
-                    prop_assert_eq!(log.seen(&key(of), &entry(number)).unwrap(), set.contains(&(of, number)));
+                    prop_assert_eq!(seen(&log, key(of), entry(number)), set.contains(&(of, number)));
                 }
             }
         }
