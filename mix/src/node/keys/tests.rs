@@ -105,6 +105,78 @@ fn at_each_hour_a_key_lasts_two_weeks_more_whatever_the_lifetime() {
     }
 }
 
+/// Makes keys hour by hour for `hours`, with the lifetime of days that `lifetime` gives for each, and tells of each hour
+/// that has no key made in time: now, at the end of each of 14 days, and for reply blocks.
+fn gaps(hours: u32, lifetime: impl Fn(u32) -> u32) -> Vec<String> {
+    let (mut keys, mut made): (Vec<Arc<DatedKey>>, Vec<SystemTime>) = (Vec::new(), Vec::new());
+    let key = PrivateKey::generate(1024, &mut rand::rng()).unwrap();
+    let mut found = Vec::new();
+    let (mut least, mut changed) = (u32::MAX, 0);
+    for hour in 0..hours {
+        let now = day(0) + HOUR * hour + HOUR / 2;
+        let plan = KeyPlan::new(&KeysConfig { lifetime: DAY * lifetime(hour), ..KeysConfig::default() }).unwrap();
+        while let Some(valid_after) = plan.next_beginning(&keys, now).unwrap() {
+            let valid_until = valid_after + DAY * plan.lifetime;
+            keys.push(Arc::new(DatedKey::new(key.clone(), valid_after, valid_until, PathBuf::new())));
+            made.push(now);
+        }
+        // Clients know a key that was made 60 hours ago, or at the start.
+        let known = |made: SystemTime, at: SystemTime| made + MIN_AHEAD <= at || made < day(0) + HOUR;
+        let known_at = |at: SystemTime| {
+            let mut dated = keys.iter().zip(&made);
+            dated.any(|(key, made)| key.valid_after <= at && at < key.valid_until && known(*made, at))
+        };
+        let missing = (0..=14).filter(|ahead| !known_at(now + DAY * *ahead)).map(|ahead| format!("{ahead} days on"));
+        found.extend(missing.map(|when| format!("hour {hour}: no key {when}")));
+        if hour == 0 || lifetime(hour) != lifetime(hour - 1) {
+            changed = hour;
+        }
+        // What the plan before has left may hold for three weeks.
+        least = if hour > changed + 24 * 21 { lifetime(hour) } else { least.min(lifetime(hour)) };
+        let left = |key: &Arc<DatedKey>| key.valid_until.duration_since(now).ok();
+        let longest = keys.iter().filter(|key| key.valid_after <= now).filter_map(left).max();
+        if longest.is_none_or(|longest| longest + DAY <= DAY * least / 2) {
+            found.push(format!("hour {hour}: the last key ends in {longest:?}"));
+        }
+    }
+    found
+}
+
+#[test]
+fn at_each_hour_a_key_that_clients_know_is_valid_for_two_weeks_more_when_the_lifetime_changes() {
+    for (before, after) in [(1, 30), (1, 2), (2, 366), (7, 30), (10, 45), (30, 366), (366, 30), (30, 1), (45, 2), (14, 15)] {
+        for at in [0, 1, 5, 24 * 9 + 7, 24 * 20, 24 * 31 + 23] {
+            let found = gaps(24 * 80, |hour| if hour <= at { before } else { after });
+            assert!(found.is_empty(), "{before} days, after hour {at} {after}: {found:#?}");
+        }
+    }
+    let found = gaps(24 * 80, |hour| if hour / 30 % 2 == 0 { 1 } else { 30 });
+    assert!(found.is_empty(), "to and fro: {found:#?}");
+}
+
+#[test]
+fn lifetime_that_is_raised_makes_a_long_key_behind_the_short_ones_before_they_end() {
+    let (_home, folder) = folder();
+    let plan = |lifetime| KeyPlan::new(&KeysConfig { lifetime: DAY * lifetime, ..KeysConfig::default() }).unwrap();
+    let mut keyring = opened(&folder, None).unwrap();
+    keyring.make_ahead(&plan(1), day(0) + HOUR, &mut rand::rng()).unwrap();
+    assert_eq!(days(&keyring).last(), Some(&(14, 15)));
+    keyring.make_ahead(&plan(30), day(1) + HOUR, &mut rand::rng()).unwrap();
+    assert_eq!(days(&keyring)[14..], [(14, 15), (15, 45)]);
+}
+
+#[test]
+fn hole_between_keys_of_a_wrong_clock_is_filled_before_it_comes() {
+    let (_home, folder) = folder();
+    let plan = KeyPlan::new(&KeysConfig { lifetime: DAY, ahead: MIN_AHEAD, ..KeysConfig::default() }).unwrap();
+    let mut keyring = opened(&folder, None).unwrap();
+    // The clock was ten days ahead; then the node was off until two days before that.
+    for now in [day(0), day(10), day(8)] {
+        keyring.make_ahead(&plan, now, &mut rand::rng()).unwrap();
+    }
+    assert_eq!(days(&keyring)[3..], [(8, 9), (9, 10), (10, 11), (11, 12), (12, 13)]);
+}
+
 #[test]
 fn key_that_is_over_goes_with_its_descriptor_and_leaves_nothing() {
     let (_home, folder) = folder();
