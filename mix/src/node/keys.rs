@@ -206,15 +206,28 @@ impl KeyPlan {
     }
 
     /// When the next packet key is to begin, if it is to be made by now.
+    ///
+    /// Looks at the keys that follow each other from now on without a hole. The next begins `every` days after the last of
+    /// them, and no later than that many days before all of them have ended: keys that were made by a plan of shorter
+    /// lives end before that. No two begin on one day. So at each time up to `ahead` a key is there.
     fn next_beginning(&self, keys: &[Arc<DatedKey>], now: SystemTime) -> Result<Option<SystemTime>, KeyError> {
         let today = midnight(now).ok_or(KeyError::Clock)?;
-        if !keys.iter().any(|key| key.valid_after <= now && now < key.valid_until) {
-            return Ok(Some(today));
-        }
-        // Keys beyond are from a time when the clock was wrong. They hold nobody up.
         let horizon = now + self.ahead;
-        let newest = keys.iter().map(|key| key.valid_after).filter(|begins| *begins <= horizon).max().unwrap_or(today);
-        let next = (newest + DAY * self.every).max(today);
+        let (mut newest, mut covered) = (None, now);
+        // Keys beyond the horizon, or a hole, are from a time when the clock was wrong. They hold nobody up.
+        while let Some(key) = keys
+            .iter()
+            .filter(|key| key.valid_after <= covered.min(horizon) && now < key.valid_until)
+            .max_by_key(|key| key.valid_after)
+            .filter(|key| newest.is_none_or(|newest| newest < key.valid_after))
+        {
+            newest = Some(key.valid_after);
+            let ends = keys.iter().filter(|other| other.valid_after <= key.valid_after).map(|other| other.valid_until);
+            covered = ends.fold(covered, SystemTime::max);
+        }
+        let Some(newest) = newest else { return Ok(Some(today)) };
+        let half = DAY * self.every;
+        let next = (newest + half).min(covered - half).max(newest + DAY).max(today);
         Ok((next <= horizon).then_some(next))
     }
 }
