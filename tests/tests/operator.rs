@@ -200,6 +200,20 @@ fn reload_changes_what_can_change_and_says_what_cannot() {
 }
 
 #[test]
+fn reload_returns_when_what_the_descriptor_states_is_signed_anew() {
+    let node = Node::new();
+    let mut program = node.start();
+    for port in [99, 98, 97] {
+        node.write(&node.config().replace("host = ", &format!("port = {port}\nhost = ")));
+        assert_eq!(node.done(&["node", "reload"]), "changed: node.port\n");
+        let descriptor = node.done(&["node", "descriptor"]);
+        assert!(descriptor.contains(&format!("Port: {port}\n")), "{descriptor}");
+        assert!(node.done(&["node", "status"]).contains(&format!("mix.example:{port}\n")));
+    }
+    program.stop();
+}
+
+#[test]
 fn wrong_configuration_changes_nothing_and_is_named() {
     let node = Node::new();
     let mut program = node.start();

@@ -560,4 +560,26 @@ mod tests {
         stop.cancel();
         service.await.unwrap();
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_changes_within_a_second_are_all_stated_and_none_is_from_the_future() {
+        let home = private();
+        let (start, real) = (Instant::now(), World::real());
+        let world = World::new(move || day(1) + start.elapsed(), move || real.dice());
+        let (office, settings) = office(&home, world.clone());
+        let mut rotation = Rotation::start(office).unwrap();
+        let mut descriptors = rotation.descriptors.subscribe();
+        let mut last = Arc::clone(&descriptors.borrow_and_update().current);
+        for change in 0..15 {
+            let changed = NodeConfig { contact: format!("alice{change}@example.org"), ..NodeConfig::clone(&settings.borrow()) };
+            settings.send_replace(Arc::new(changed));
+            rotation.look().await.unwrap();
+            let next = Arc::clone(&descriptors.borrow_and_update().current);
+            assert!(next.text().contains(&format!("Contact: alice{change}@")), "{}", next.text());
+            assert!(next.published() > last.published(), "the newer replaces the older");
+            let ahead = next.published().duration_since(world.now()).unwrap_or_default();
+            assert_eq!(ahead, Duration::ZERO, "change {change}");
+            last = next;
+        }
+    }
 }
