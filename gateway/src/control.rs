@@ -4,7 +4,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | request | `{"mixgate":1,"command":"status"}`; other commands: `stop`, `reload`, `stats`, `republish` |
+//! | request | `{"mixgate":1,"command":"status"}`; other commands: `stop`, `reload`, `stats`, `republish`, `discard` |
 //! | answer | `{"mixgate":1,"done":…}`; what was done depends on the command |
 //! | refusal | `{"mixgate":1,"refused":{"why":"configuration","message":"…"}}`; why: `configuration`, `request`, `version`, `failed` |
 //!
@@ -59,6 +59,8 @@ pub enum Ask {
     Stats,
     /// Upload the descriptor now.
     Republish,
+    /// Discard the packet keys that have not begun.
+    Discard,
 }
 
 #[derive(Serialize, Deserialize)]

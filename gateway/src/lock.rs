@@ -69,6 +69,14 @@ impl Lock {
         let files = homes.iter().map(|home| take(home)).collect::<Result<_, _>>()?;
         Ok(Self { _files: files })
     }
+
+    /// Takes a home that is there.
+    ///
+    /// # Errors
+    /// [`LockError`].
+    pub fn of_home(home: &Path) -> Result<Self, LockError> {
+        Ok(Self { _files: vec![take(home)?] })
+    }
 }
 
 fn take(home: &Path) -> Result<File, LockError> {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use mix::crypto::Passphrase;
 use mix::net::sockets::Inherited;
-use mix::node::{NodeControl, Progress, World};
+use mix::node::{Discarded, NodeControl, Progress, World};
 use mixgate_conf::{Loaded, Origins};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,7 +22,7 @@ use crate::commands::{Configured, Failed, StopSignals};
 use crate::control::{Ask, Asked, ControlSocket, Refusal, Why};
 use crate::lock::Lock;
 use crate::start::{Gateway, Running};
-use crate::status::{Stats, Status, publication};
+use crate::status::{DiscardedKeys, PacketKey, Stats, Status, publication};
 use crate::{Config, log, systemd};
 
 /// How long a stop may take: packets and mails under way are finished, or tried again after the next start. What was
@@ -30,6 +30,8 @@ use crate::{Config, log, systemd};
 pub(crate) const STOP_BOUND: Duration = Duration::from_secs(60);
 /// How long whoever asks for an upload waits for it; it goes on without them.
 const UPLOAD_BOUND: Duration = Duration::from_secs(60);
+/// How long a reload waits until keys and descriptors are as the settings want them; they become so without it too.
+const SETTLING_BOUND: Duration = Duration::from_secs(10);
 /// Requests that wait for the service.
 const REQUESTS: usize = 8;
 
@@ -75,6 +77,8 @@ pub(crate) struct Reloaded {
     pub(crate) changed: Vec<String>,
     /// Keys that differ, and wait for a restart.
     pub(crate) restart: Vec<String>,
+    /// Why the descriptors do not say yet what is set.
+    pub(crate) unsaid: Option<String>,
 }
 
 /// Runs the roles of `loaded` until the process is asked to end, or a service does.
@@ -171,6 +175,11 @@ impl Service {
                             drop(tokio::spawn(republish(self.running.node(), answer)));
                             continue;
                         }
+                        Ask::Discard => {
+                            // Keys take their time.
+                            drop(tokio::spawn(discard(self.running.node(), answer)));
+                            continue;
+                        }
                     };
                     let _ = answer.send(done);
                 }
@@ -183,9 +192,12 @@ impl Service {
         systemd::reloading();
         let reloaded = self.try_reload().await;
         match &reloaded {
-            Ok(Reloaded { changed, restart }) => {
+            Ok(Reloaded { changed, restart, unsaid }) => {
                 info!(changed = changed.join(" "), "the configuration was read again");
                 self.warn();
+                if let Some(why) = unsaid {
+                    warn!(why, "the descriptors do not say yet what is set");
+                }
                 if !restart.is_empty() {
                     warn!(keys = restart.join(" "), "these keys differ too, and wait for a restart");
                 }
@@ -221,7 +233,17 @@ impl Service {
         log::set_level(changes.settings.log.level);
         self.config = changes.settings;
         self.origins = origins;
-        Ok(Reloaded { changed: changes.changed, restart: changes.kept })
+        Ok(Reloaded { changed: changes.changed, restart: changes.kept, unsaid: self.settle().await })
+    }
+
+    /// Waits until keys and descriptors are as the settings want them; says why they are not.
+    async fn settle(&self) -> Option<String> {
+        let node = self.running.node()?;
+        match timeout(SETTLING_BOUND, node.settled()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(e)) => Some(format!("{:#}", anyhow::Error::from(e))),
+            Err(_) => Some("it takes longer than ten seconds, and goes on".to_owned()),
+        }
     }
 
     async fn status(&self) -> Result<Value, Refusal> {
@@ -277,6 +299,22 @@ async fn republish(node: Option<NodeControl>, mut answer: oneshot::Sender<Result
         }
         () = answer.closed() => {}
     }
+}
+
+/// Discards the packet keys that have not begun, whether anybody waits for it or not.
+async fn discard(node: Option<NodeControl>, answer: oneshot::Sender<Result<Value, Refusal>>) {
+    let discarded = match node {
+        None => Err(no_node()),
+        Some(node) => match node.discard_keys_ahead().await {
+            Ok(Discarded { gone, made }) => {
+                let days = |keys: Vec<_>| keys.into_iter().map(PacketKey::of).collect();
+                json(&DiscardedKeys { gone: days(gone), made: days(made) })
+            }
+            Err(e) => Err(Refusal::new(Why::Failed, format!("{:#}", anyhow::Error::from(e)))),
+        },
+    };
+    // Whoever asked may be gone.
+    let _ = answer.send(discarded);
 }
 
 fn no_node() -> Refusal {

@@ -45,6 +45,21 @@ pub(crate) struct PacketKey {
     pub(crate) valid_until: String,
 }
 
+impl PacketKey {
+    /// The key that is valid between these days.
+    pub(crate) fn of((valid_after, valid_until): (SystemTime, SystemTime)) -> Self {
+        let day = |time| format_date(time).unwrap_or_default();
+        Self { valid_after: day(valid_after), valid_until: day(valid_until) }
+    }
+}
+
+/// The answer to `discard`: which keys have gone, and which are there ahead now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct DiscardedKeys {
+    pub(crate) gone: Vec<PacketKey>,
+    pub(crate) made: Vec<PacketKey>,
+}
+
 /// Numbers of packets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Queues {
@@ -93,11 +108,7 @@ impl Status {
         directory_valid_until: Option<SystemTime>,
         warnings: Vec<String>,
     ) -> Self {
-        let day = |time| format_date(time).unwrap_or_default();
-        let packet_keys = node
-            .packet_keys
-            .iter()
-            .map(|key| PacketKey { valid_after: day(key.valid_after), valid_until: day(key.valid_until) });
+        let packet_keys = node.packet_keys.iter().map(|key| PacketKey::of((key.valid_after, key.valid_until)));
         Self {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),

@@ -107,6 +107,56 @@ fn node_is_prepared_once_and_its_descriptor_and_keys_are_shown_whether_it_runs_o
 }
 
 #[test]
+fn keys_of_a_lifetime_that_was_a_mistake_are_discarded_whether_the_node_runs_or_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    good(folder, &INIT);
+    let file = folder.join("alpha/node.toml");
+    let config = fs::read_to_string(&file).unwrap().replace("0000000000000000000000000000000000000000", "");
+    let with = |lifetime: &str| {
+        fs::write(&file, format!("{config}\n[node.keys]\nlifetime = \"{lifetime}\"\n")).unwrap();
+    };
+    let port = free_ports(1)[0].to_string();
+    let start = || {
+        let mut node = Program::start(run(folder, &port));
+        node.until("the node", |_| {
+            ran(folder, &["node", "status", "--config", "alpha/node.toml"]).status.success().then_some(())
+        });
+        node
+    };
+    let keys = || {
+        let json = good(folder, &["node", "keys", "--json", "--config", "alpha/node.toml"]);
+        serde_json::from_str::<Value>(&json).unwrap()["keys"].as_array().unwrap().len()
+    };
+    let discard = ["node", "keys", "--discard-ahead", "--config", "alpha/node.toml"];
+    // By the process that runs, which makes others at once.
+    with("4 days");
+    let mut node = start();
+    let mistaken = keys();
+    assert!(mistaken > 5, "{mistaken}");
+    with("30 days");
+    good(folder, &["node", "reload", "--config", "alpha/node.toml"]);
+    let said = good(folder, &discard);
+    assert_eq!(said.lines().filter(|line| line.starts_with("discarded: 20")).count(), mistaken - 1, "{said}");
+    assert!(said.contains("made: 20") || said.contains("the next key is made"), "{said}");
+    let left = keys();
+    assert!(left < mistaken, "{left}");
+    node.stop();
+    // Without a process.
+    with("4 days");
+    start().stop();
+    let said = good(folder, &discard);
+    assert!(said.contains("discarded: 20") && said.ends_with("the next start of the node makes others\n"), "{said}");
+    assert_eq!(keys(), 1);
+    assert_eq!(good(folder, &discard), "no key waited for its time\n");
+    // With one that holds the home and does not answer.
+    let lock = fs::OpenOptions::new().write(true).open(folder.join("alpha/lock")).unwrap();
+    lock.lock().unwrap();
+    let (code, said) = bad(folder, &discard);
+    assert!(code == 5 && said.contains("did not answer"), "{code}: {said}");
+}
+
+#[test]
 fn node_without_keys_and_settings_that_no_node_has_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

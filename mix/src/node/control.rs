@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock::World;
 use super::config::{NodeConfig, OutgoingConfig, StatsConfig};
@@ -15,7 +15,7 @@ use super::exit::{MessageIds, Ways};
 use super::keys::KeyPlan;
 use super::mixing::Rhythm;
 use super::publish::{Desk, Publication};
-use super::rotation::{self, SharedKeyring};
+use super::rotation::{self, Discarded, SharedKeyring, Wish};
 use super::start::{NodeError, rhythm, ways};
 use super::stats::{Report, Statistics, rounded};
 use crate::crypto::KeyId;
@@ -36,6 +36,7 @@ pub(super) struct Inner {
     /// Never empty; the first is the one that others are told.
     pub(super) addresses: Vec<SocketAddr>,
     pub(super) keyring: SharedKeyring,
+    pub(super) wishes: mpsc::Sender<Wish>,
     pub(super) config: watch::Sender<Arc<NodeConfig>>,
     pub(super) descriptors: watch::Receiver<Arc<Descriptors>>,
     pub(super) db: Db,
@@ -165,6 +166,30 @@ impl NodeControl {
         config.outgoing.access = start.outgoing.access.clone();
         self.0.config.send_replace(Arc::new(config));
         Ok(())
+    }
+
+    /// Returns when keys and descriptors are as the settings in force want them, those of a [`NodeControl::apply`] before.
+    ///
+    /// # Errors
+    /// Why they are not; it is tried again each minute.
+    pub async fn settled(&self) -> Result<(), NodeError> {
+        self.wish(Wish::Look).await
+    }
+
+    /// Erases the packet keys that have not begun, and their descriptors, and makes others by the settings in force.
+    ///
+    /// # Errors
+    /// [`NodeError`]; what is missing then is made within a minute.
+    pub async fn discard_keys_ahead(&self) -> Result<Discarded, NodeError> {
+        self.wish(Wish::DiscardAhead).await
+    }
+
+    async fn wish<T>(&self, wish: impl FnOnce(oneshot::Sender<Result<T, NodeError>>) -> Wish) -> Result<T, NodeError> {
+        let (answer, answered) = oneshot::channel();
+        // Nobody answers when the node is stopping.
+        let stopping = || NodeError::Store(StoreError::Closed);
+        self.0.wishes.send(wish(answer)).await.map_err(|_| stopping())?;
+        answered.await.unwrap_or_else(|_| Err(stopping()))
     }
 
     /// Uploads the descriptors again and returns what the directory server said.

@@ -2,6 +2,11 @@
 //!
 //! A descriptor that says what the settings say is kept as it is, text and signature. When they say something else it is
 //! signed again, with the same keys. `publish` hands it to the directory server.
+//!
+//! Of two descriptors of a key the one that was published later counts, in whole seconds. So one that replaces another
+//! states at least the second after it, and whoever has it made waits for that second before anybody is told: however
+//! often settings change, none is from the future. Only where a clock was set back, by less than others put up with, can
+//! the kept one be ahead of it; then the new one is too, by no more.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -118,7 +123,6 @@ fn describe_key(
         if same.digest(&keyring.identity().public_key())? == kept.digest() && kept.published() <= now + CLOCK_SKEW {
             return Ok(kept);
         }
-        // Directories and clients take the one that was published last, and count in seconds.
         if kept.published() <= now + CLOCK_SKEW {
             published = published.max(kept.published() + Duration::from_secs(1));
         }

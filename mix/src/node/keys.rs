@@ -11,6 +11,7 @@
 //! A key goes in steps: the name, the octets, the file, and only then what is remembered of its packets. Whoever has no
 //! key opens no packet, so at no point of it can a packet pass twice. When keys come and go is `rotation`'s.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -348,21 +349,59 @@ impl Keyring {
     /// [`KeyError::File`]; try again.
     pub fn erase(&mut self, key: &Digest) -> Result<(), KeyError> {
         let Some(index) = self.packet_keys.iter().position(|dated| dated.id() == *key) else { return Ok(()) };
-        let path = &self.packet_keys[index].path;
-        let gone = path.with_extension(GONE);
-        // By its name first: half a key would be an error at the next start. What an earlier try has done is done.
-        if exists(path)? {
-            rename(path, &gone)?;
-        }
-        if exists(&gone)? {
-            shred(&gone)?;
-        }
-        for extension in [DESCRIPTOR, PUBLISHED] {
-            remove(&path.with_extension(extension))?;
-        }
+        erase_files(&self.packet_keys[index].path)?;
         self.packet_keys.remove(index);
         Ok(())
     }
+
+    /// Erases the packet keys that begin after `now` and are not among those that have `begun` before the clock went back,
+    /// and says their days.
+    ///
+    /// # Errors
+    /// As [`Keyring::erase`].
+    pub(super) fn discard_ahead(
+        &mut self,
+        now: SystemTime,
+        begun: &BTreeSet<Digest>,
+    ) -> Result<Vec<(SystemTime, SystemTime)>, KeyError> {
+        let is_ahead = |key: &&Arc<DatedKey>| key.valid_after > now && !begun.contains(&key.id());
+        let ahead: Vec<_> = self.packet_keys.iter().filter(is_ahead).cloned().collect();
+        for key in &ahead {
+            self.erase(&key.id())?;
+        }
+        Ok(ahead.iter().map(|key| (key.valid_after, key.valid_until)).collect())
+    }
+}
+
+/// Removes the packet keys under `folder` that begin after `now`, with what lies beside them, and says their days. For a
+/// node that does not run: nothing is opened, so no passphrase is needed.
+///
+/// # Errors
+/// [`KeyError`].
+pub fn discard_ahead(folder: &Path, now: SystemTime) -> Result<Vec<(SystemTime, SystemTime)>, KeyError> {
+    let mut ahead = packet_key_files(folder)?;
+    ahead.retain(|key| key.valid_after > now);
+    ahead.sort_by_key(|key| (key.valid_after, key.valid_until));
+    for key in &ahead {
+        erase_files(&key.path)?;
+    }
+    Ok(ahead.into_iter().map(|key| (key.valid_after, key.valid_until)).collect())
+}
+
+/// Erases a packet key and what lies beside it.
+fn erase_files(path: &Path) -> Result<(), KeyError> {
+    let gone = path.with_extension(GONE);
+    // By its name first: half a key would be an error at the next start. What an earlier try has done is done.
+    if exists(path)? {
+        rename(path, &gone)?;
+    }
+    if exists(&gone)? {
+        shred(&gone)?;
+    }
+    for extension in [DESCRIPTOR, PUBLISHED] {
+        remove(&path.with_extension(extension))?;
+    }
+    Ok(())
 }
 
 /// Loads the identity key under `folder`, or makes one of so many bits. With a passphrase it is sealed, or will be.

@@ -39,4 +39,5 @@ pub use clock::World;
 pub use control::{KeyTimes, NodeControl, NodeStatus, Progress, Queues};
 pub use counters::{Counters, Counts};
 pub use publish::Publication;
+pub use rotation::Discarded;
 pub use start::{Node, NodeError, Parts, RunningNode, Sending, check, weaknesses};

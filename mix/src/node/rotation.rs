@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +45,28 @@ pub(super) fn held(keyring: &SharedKeyring) -> MutexGuard<'_, Keyring> {
     keyring.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Wishes that wait.
+const WISHES: usize = 8;
+/// The longest time that a descriptor waits for its own time: that counts in seconds.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What an operator may want done at once, and who waits for it.
+pub(super) enum Wish {
+    /// What follows from the settings in force.
+    Look(oneshot::Sender<Result<(), NodeError>>),
+    /// Other keys in place of those that have not begun.
+    DiscardAhead(oneshot::Sender<Result<Discarded, NodeError>>),
+}
+
+/// What became of the keys that had not begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Discarded {
+    /// The days of those that are gone: first, and the midnight that ends the last.
+    pub gone: Vec<(SystemTime, SystemTime)>,
+    /// The days of those that are there ahead now.
+    pub made: Vec<(SystemTime, SystemTime)>,
+}
+
 /// The service.
 pub(super) struct Rotation {
     pub(super) keyring: SharedKeyring,
@@ -60,6 +82,9 @@ pub(super) struct Rotation {
     pub(super) descriptors: watch::Sender<Arc<Descriptors>>,
     pub(super) world: World,
     pub(super) stop: CancellationToken,
+    /// Takes wishes.
+    pub(super) wishes: mpsc::Sender<Wish>,
+    wished: mpsc::Receiver<Wish>,
     state: State,
 }
 
@@ -108,6 +133,7 @@ impl Rotation {
         let to_forget = replay.packet_keys()?.into_iter().filter(|key| !known.contains(key)).collect();
         let mut state = State { clock: Steadiness::new(now), begun: BTreeSet::new(), to_forget, said: None };
         let live = loaded(&in_use(&keyring, &mut state.begun, now), &[])?;
+        let (wishes, wished) = mpsc::channel(WISHES);
         Ok(Self {
             keyring: Arc::new(Mutex::new(keyring)),
             live: Arc::new(tokio::sync::RwLock::new(live)),
@@ -118,6 +144,8 @@ impl Rotation {
             descriptors: watch::channel(Arc::new(descriptors)).0,
             world,
             stop,
+            wishes,
+            wished,
             state,
         })
     }
@@ -126,22 +154,51 @@ impl Rotation {
     pub(super) async fn run(mut self) {
         let stop = self.stop.clone();
         let mut failing = false;
+        let mut wish = None;
         loop {
-            match stop.run_until_cancelled(self.look()).await {
+            match stop.run_until_cancelled(self.look_for(wish.take())).await {
                 None => return,
                 Some(Ok(())) => failing = false,
                 Some(Err(e)) => {
                     if !std::mem::replace(&mut failing, true) {
-                        error!(error = %in_one_line(&e), "the keys cannot be looked after; trying again");
+                        error!(error = %e, "the keys cannot be looked after; trying again");
                     }
                 }
             }
             tokio::select! {
                 () = sleep(self.until_next()) => {}
                 changed = self.config.changed() => if changed.is_err() { return },
+                Some(wished) = self.wished.recv() => wish = Some(wished),
                 () = stop.cancelled() => return,
             }
         }
+    }
+
+    /// Looks, and tells who wished it what came of it.
+    ///
+    /// # Errors
+    /// In words: the error itself is whose wish it was.
+    async fn look_for(&mut self, wish: Option<Wish>) -> Result<(), String> {
+        match wish {
+            None => self.look().await.map_err(|e| in_one_line(&e)),
+            Some(Wish::Look(answer)) => tell(answer, self.look().await),
+            Some(Wish::DiscardAhead(answer)) => tell(answer, self.discard_ahead().await),
+        }
+    }
+
+    /// Erases the keys that have not begun, their descriptors with them, and makes others by the settings in force. What
+    /// opens packets, or has, stays.
+    async fn discard_ahead(&mut self) -> Result<Discarded, NodeError> {
+        let now = self.world.now();
+        let begun = self.state.begun.clone();
+        let gone = self.in_office(move |keyring| keyring.discard_ahead(now, &begun)).await??;
+        if !gone.is_empty() {
+            info!(keys = gone.len(), "packet keys that had not begun are discarded, with their descriptors");
+        }
+        self.look().await?;
+        let keys = held(&self.keyring).packet_keys().to_vec();
+        let ahead = keys.iter().filter(|key| key.valid_after > now);
+        Ok(Discarded { gone, made: ahead.map(|key| (key.valid_after, key.valid_until)).collect() })
     }
 
     /// Does all that is to be done at this time.
@@ -233,6 +290,9 @@ impl Rotation {
         let (world, port) = (self.world.clone(), self.port);
         let described =
             self.in_office(move |keyring| describe::describe(&config, port, keyring, now, &mut world.dice())).await??;
+        // Nobody is told before the time that it states.
+        let newest = described.all.iter().map(|stated| stated.descriptor.published()).max().unwrap_or(now);
+        sleep(newest.duration_since(self.world.now()).unwrap_or_default().min(SECOND)).await;
         self.descriptors.send_if_modified(|known| {
             let news = **known != described;
             if news {
@@ -267,6 +327,13 @@ impl Rotation {
         let until = times.flatten().filter_map(|time| time.duration_since(now).ok()).filter(|until| !until.is_zero());
         until.min().unwrap_or(CHECK).min(CHECK)
     }
+}
+
+fn tell<T>(answer: oneshot::Sender<Result<T, NodeError>>, done: Result<T, NodeError>) -> Result<(), String> {
+    let said = done.as_ref().map(|_| ()).map_err(|e| in_one_line(e));
+    // Whoever wished it may be gone.
+    let _ = answer.send(done);
+    said
 }
 
 /// The keys that open packets: those that have begun. The newest first, since most packets are for that.
@@ -571,7 +638,8 @@ mod tests {
         let mut descriptors = rotation.descriptors.subscribe();
         let mut last = Arc::clone(&descriptors.borrow_and_update().current);
         for change in 0..15 {
-            let changed = NodeConfig { contact: format!("alice{change}@example.org"), ..NodeConfig::clone(&settings.borrow()) };
+            let changed =
+                NodeConfig { contact: format!("alice{change}@example.org"), ..NodeConfig::clone(&settings.borrow()) };
             settings.send_replace(Arc::new(changed));
             rotation.look().await.unwrap();
             let next = Arc::clone(&descriptors.borrow_and_update().current);
@@ -581,5 +649,38 @@ mod tests {
             assert_eq!(ahead, Duration::ZERO, "change {change}");
             last = next;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_that_have_not_begun_are_discarded_and_others_made_by_the_plan_in_force() {
+        let home = private();
+        let (start, real) = (Instant::now(), World::real());
+        let world = World::new(move || day(1) + start.elapsed(), move || real.dice());
+        let (mut office, _) = office(&home, world.clone());
+        let with = |lifetime| {
+            let keys = KeysConfig { lifetime: lifetime * DAY, ..KeysConfig::default() };
+            Arc::new(NodeConfig { nickname: "Alice".into(), home: home.path().into(), keys, ..NodeConfig::default() })
+        };
+        let (settings, in_force) = watch::channel(with(4));
+        office.config = in_force;
+        let mut rotation = Rotation::start(office).unwrap();
+        let begins = |rotation: &Rotation| {
+            let keys = held(&rotation.keyring).packet_keys().to_vec();
+            keys.iter()
+                .map(|key| key.valid_after.duration_since(day(0)).unwrap().as_secs() / 86_400)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(begins(&rotation), [1, 3, 5, 7, 9, 11, 13, 15]);
+        let first = held(&rotation.keyring).packet_keys()[0].id();
+        settings.send_replace(with(20));
+        let Discarded { gone, made } = rotation.discard_ahead().await.unwrap();
+        assert_eq!((gone.len(), made.len()), (7, 1));
+        assert_eq!(begins(&rotation), [1, 2]);
+        assert_eq!(made, [(day(2), day(22))]);
+        assert_eq!(ids(&rotation.live.read().await), [first]);
+        let descriptors = Arc::clone(&rotation.descriptors.borrow());
+        assert_eq!(descriptors.all.len(), 2);
+        let left = fs::read_dir(home.path().join("keys")).unwrap().count();
+        assert_eq!(left, 5, "identity, two keys, two descriptors");
     }
 }

@@ -330,6 +330,7 @@ impl Node {
             stop: stop.clone(),
         })?;
         let (keyring, descriptors) = (Arc::clone(&rotation.keyring), rotation.descriptors.subscribe());
+        let wishes = rotation.wishes.clone();
 
         let bells = Bells { incoming: Arc::clone(&incoming.bell), ..Bells::default() };
         let own = identity.public_key().key_id();
@@ -390,6 +391,7 @@ impl Node {
         let control = NodeControl(Arc::new(Inner {
             addresses: addresses.clone(),
             keyring,
+            wishes,
             config: settings,
             descriptors,
             db: db.clone(),

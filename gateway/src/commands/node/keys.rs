@@ -1,5 +1,5 @@
 //! `mixgate node keys`: which keys a node has, and what became of their descriptors. Looks at files alone, and so works
-//! beside a node that runs, and without a passphrase.
+//! beside a node that runs, and without a passphrase. To discard keys it asks the process, where one runs.
 
 use std::io::Write as _;
 use std::time::SystemTime;
@@ -8,13 +8,26 @@ use clap::Args;
 use mix::directory::Descriptor;
 use mix::directory::date::format_date;
 use mix::node::describe::KeyReport;
+use mix::node::keys;
 use mix::node::publish::Published;
 use serde_json::{Value, json};
 
-use super::super::Failed;
 use super::super::configured::Configured;
+use super::super::{Failed, say};
+use super::running;
+use crate::Config;
+use crate::lock::Lock;
+use crate::status::{DiscardedKeys, PacketKey};
 
 /// List the keys of a node: from when to when, which is in use, which are published
+///
+/// With --discard-ahead, the keys that have not begun are erased with their descriptors, for instance those of a
+/// node.keys.lifetime that was a mistake. A node that runs makes others at once by the settings in force, and publishes
+/// them; another one does at its next start. Clients that know a descriptor of a key that is gone go on using it on the
+/// days that it names, and their packets are lost, until a directory has told them of the new ones: so discard keys
+/// days before they begin. Keys that are in use, or were, stay.
+///
+/// Example: mixgate node keys --config node.toml
 #[derive(Args, Debug)]
 pub(in crate::commands) struct KeysArguments {
     #[command(flatten)]
@@ -22,15 +35,46 @@ pub(in crate::commands) struct KeysArguments {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    /// Erase the keys that have not begun, and say which
+    #[arg(long, conflicts_with = "json")]
+    discard_ahead: bool,
 }
 
-pub(super) fn run(arguments: &KeysArguments) -> Result<(), Failed> {
+pub(super) async fn run(arguments: &KeysArguments) -> Result<(), Failed> {
     let config = arguments.configured.load()?;
     let reports = super::reports(&config.node.home)?;
+    if arguments.discard_ahead {
+        return discard_ahead(&config).await;
+    }
     let now = SystemTime::now();
     let text = if arguments.json { format!("{}\n", as_json(&reports, now)) } else { as_table(&reports, now) };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(())
+}
+
+async fn discard_ahead(config: &Config) -> Result<(), Failed> {
+    let home = &config.node.home;
+    let (gone, made) = match running::discard(home).await? {
+        Some(DiscardedKeys { gone, made }) => (gone, Some(made)),
+        None => {
+            // Between the question and the answer a process may have started: nothing is touched then.
+            let _lock = Lock::of_home(home)?;
+            let gone = keys::discard_ahead(&home.join("keys"), SystemTime::now())?;
+            (gone.into_iter().map(PacketKey::of).collect(), None)
+        }
+    };
+    for PacketKey { valid_after, valid_until } in &gone {
+        say(&format!("discarded: {valid_after} to {valid_until}"))?;
+    }
+    for PacketKey { valid_after, valid_until } in made.iter().flatten() {
+        say(&format!("made: {valid_after} to {valid_until}"))?;
+    }
+    match (gone.is_empty(), made) {
+        (true, _) => say("no key waited for its time"),
+        (false, Some(made)) if made.is_empty() => say("the next key is made when its time comes near"),
+        (false, Some(_)) => Ok(()),
+        (false, None) => say("the next start of the node makes others"),
+    }
 }
 
 /// What a packet key is good for at present.

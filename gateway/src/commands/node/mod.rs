@@ -18,8 +18,8 @@ use super::{Configured, Failed, run};
 
 /// Prepare and start a node, and ask and tell the one that runs
 ///
-/// stop, reload, status, stats and republish talk to the process whose node has the same node.home, through a socket in that folder. It
-/// must be of the same user.
+/// stop, reload, status, stats, republish and keys --discard-ahead talk to the process whose node has the same node.home,
+/// through a socket in that folder. It must be of the same user.
 #[derive(Args, Debug)]
 pub(super) struct NodeArguments {
     #[command(subcommand)]
@@ -55,7 +55,8 @@ enum NodeCommand {
     /// Have the process read its configuration again, as SIGHUP does
     ///
     /// Prints which keys have changed and which wait for a restart. A configuration that is wrong changes nothing and is
-    /// named with file, line and key. What stood on the command line of the process comes before the file still.
+    /// named with file, line and key. Returns when the descriptor says what is set; ends with 1 when that cannot be
+    /// signed. What stood on the command line of the process comes before the file still.
     ///
     /// Example: mixgate node reload --config node.toml
     Reload(Configured),
@@ -91,7 +92,7 @@ pub(super) async fn node(arguments: NodeArguments, sockets: Inherited) -> Result
     match arguments.command {
         NodeCommand::Init(arguments) => init::run(arguments),
         NodeCommand::Descriptor(arguments) => descriptor::run(&arguments),
-        NodeCommand::Keys(arguments) => keys::run(&arguments),
+        NodeCommand::Keys(arguments) => keys::run(&arguments).await,
         NodeCommand::Start(arguments) => run::run(arguments.with_node(), sockets).await,
         NodeCommand::Stop(arguments) => running::stop(&arguments).await,
         NodeCommand::Reload(arguments) => running::reload(&arguments).await,

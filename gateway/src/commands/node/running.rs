@@ -1,6 +1,6 @@
 //! The commands that talk to the process that runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -9,13 +9,15 @@ use serde_json::Value;
 
 use super::{Configured, Failed};
 use crate::commands::{NO_ANSWER, say, warn};
-use crate::control::{self, Ask};
+use crate::control::{self, Ask, NotAsked};
 use crate::lock;
 use crate::service::{Reloaded, STOP_BOUND};
-use crate::status::{Stats, Status, words};
+use crate::status::{DiscardedKeys, Stats, Status, words};
 
 /// How long the process may take to answer what it knows already.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long it may take to sign what it says of itself anew, or to make keys.
+const SETTLING: Duration = Duration::from_secs(60);
 /// How long a directory server may take.
 const UPLOAD: Duration = Duration::from_secs(120);
 /// How long after its own bound the process may be there still.
@@ -53,14 +55,17 @@ pub(super) async fn stop(arguments: &Configured) -> Result<(), Failed> {
 
 pub(super) async fn reload(arguments: &Configured) -> Result<(), Failed> {
     let home = home(arguments)?;
-    let Reloaded { changed, restart } = read(ask(&home, Ask::Reload, PATIENCE).await?)?;
+    let Reloaded { changed, restart, unsaid } = read(ask(&home, Ask::Reload, SETTLING).await?)?;
     match changed.as_slice() {
         [] => say("nothing has changed")?,
         changed => say(&format!("changed: {}", changed.join(", ")))?,
     }
-    match restart.as_slice() {
-        [] => Ok(()),
-        restart => say(&format!("waits for a restart: {}", restart.join(", "))),
+    if !restart.is_empty() {
+        say(&format!("waits for a restart: {}", restart.join(", ")))?;
+    }
+    match unsaid {
+        None => Ok(()),
+        Some(why) => Err(anyhow::anyhow!("the descriptors do not say yet what is set: {why}").into()),
     }
 }
 
@@ -84,12 +89,21 @@ pub(super) async fn republish(arguments: &Configured) -> Result<(), Failed> {
     }
 }
 
+/// Discards the packet keys ahead of the process in `home`, if there is one.
+pub(super) async fn discard(home: &Path) -> Result<Option<DiscardedKeys>, Failed> {
+    match control::ask(home, Ask::Discard, SETTLING).await {
+        Ok(done) => read(done).map(Some),
+        Err(NotAsked::NotRunning { .. }) => Ok(None),
+        Err(e) => Err(Failed::not_asked(e)),
+    }
+}
+
 /// The home of the node, where its process is found.
 fn home(arguments: &Configured) -> Result<PathBuf, Failed> {
     Ok(arguments.load()?.node.home)
 }
 
-async fn ask(home: &std::path::Path, what: Ask, patience: Duration) -> Result<Value, Failed> {
+async fn ask(home: &Path, what: Ask, patience: Duration) -> Result<Value, Failed> {
     control::ask(home, what, patience).await.map_err(Failed::not_asked)
 }
 

@@ -144,7 +144,9 @@ fn gaps(hours: u32, lifetime: impl Fn(u32) -> u32) -> Vec<String> {
 
 #[test]
 fn at_each_hour_a_key_that_clients_know_is_valid_for_two_weeks_more_when_the_lifetime_changes() {
-    for (before, after) in [(1, 30), (1, 2), (2, 366), (7, 30), (10, 45), (30, 366), (366, 30), (30, 1), (45, 2), (14, 15)] {
+    for (before, after) in
+        [(1, 30), (1, 2), (2, 366), (7, 30), (10, 45), (30, 366), (366, 30), (30, 1), (45, 2), (14, 15)]
+    {
         for at in [0, 1, 5, 24 * 9 + 7, 24 * 20, 24 * 31 + 23] {
             let found = gaps(24 * 80, |hour| if hour <= at { before } else { after });
             assert!(found.is_empty(), "{before} days, after hour {at} {after}: {found:#?}");
