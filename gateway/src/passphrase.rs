@@ -216,4 +216,34 @@ mod tests {
         let closed = PassphraseSource { passphrase_fd: Some(987_654), passphrase_file: None };
         assert!(matches!(closed.read(), Err(NoPassphrase::Unreadable { from, .. }) if from.contains("987654")));
     }
+
+    fn from_fd(fd: &impl std::os::fd::AsRawFd) -> Result<Passphrase, NoPassphrase> {
+        let passphrase_fd = Some(fd.as_raw_fd().try_into().unwrap());
+        PassphraseSource { passphrase_fd, passphrase_file: None }.read()
+    }
+
+    #[test]
+    fn descriptor_is_read_whatever_is_behind_it() {
+        use std::io::{Seek as _, Write as _};
+        use std::os::unix::net::UnixStream;
+
+        let words = Passphrase::new(b"open sesame".to_vec()).unwrap();
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"open sesame\n").unwrap();
+        drop(writer);
+        assert_eq!(from_fd(&reader).unwrap(), words, "a pipe");
+        let (reader, mut writer) = UnixStream::pair().unwrap();
+        writer.write_all(b"open sesame\n").unwrap();
+        drop(writer);
+        assert_eq!(from_fd(&reader).unwrap(), words, "a socket");
+        // A file without a name, that nobody may open again, of which the first line is read.
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("passphrase");
+        let mut file = File::options().create_new(true).read(true).write(true).open(&path).unwrap();
+        file.write_all(b"first\nopen sesame\n").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o000)).unwrap();
+        fs::remove_file(&path).unwrap();
+        file.seek(io::SeekFrom::Start(6)).unwrap();
+        assert_eq!(from_fd(&file).unwrap(), words, "from where it stands");
+    }
 }
