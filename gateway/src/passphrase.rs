@@ -7,12 +7,15 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _};
+use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mix::crypto::Passphrase;
+use rustix::io::Errno;
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use zeroize::Zeroizing;
 
 /// The variable that may hold a passphrase.
@@ -117,10 +120,26 @@ impl PassphraseSource {
 
 fn from_descriptor(number: u32) -> Result<Passphrase, NoPassphrase> {
     let from = format!("file descriptor {number}");
-    // Opened by its name under /proc: to take the number for a file would need a promise that nobody here can give.
-    match File::open(format!("/proc/self/fd/{number}")) {
+    match open_descriptor(number) {
         Ok(file) => from_open_file(file, from),
         Err(source) => Err(NoPassphrase::Unreadable { from, source }),
+    }
+}
+
+/// What this process has open under a number: to take the number for a file would need a promise that nobody here can
+/// give, so the system is asked for another descriptor of the same.
+fn open_descriptor(number: u32) -> io::Result<File> {
+    if number == 0 {
+        return io::stdin().as_fd().try_clone_to_owned().map(File::from);
+    }
+    let foreign = i32::try_from(number).map_err(|_| io::Error::from(Errno::BADF))?;
+    let own = pidfd_open(getpid(), PidfdFlags::empty());
+    match own.and_then(|own| pidfd_getfd(own, foreign, PidfdGetfdFlags::empty())) {
+        Ok(descriptor) => Ok(descriptor.into()),
+        Err(Errno::BADF) => Err(Errno::BADF.into()),
+        // Some containers forbid the call, and systems before Linux 5.6 have none. By its name, it is opened once more,
+        // which not every descriptor lets its owner do.
+        Err(_) => File::open(format!("/proc/self/fd/{number}")),
     }
 }
 
