@@ -242,6 +242,7 @@ mod tests {
         config.node.enabled = true;
         config.node.host = "mix.example".into();
         config.network.directory = "http://directory.example/".into();
+        config.network.directory_key = "0123456789ABCDEF0123456789ABCDEF01234567".into();
         config
     }
 
@@ -263,9 +264,7 @@ mod tests {
 
     #[test]
     fn defaults_of_no_role_are_warned_of() {
-        let mut config = Config::default();
-        config.network.directory = "http://directory.example/".into();
-        config.node.host = "mix.example".into();
+        let mut config = node();
         for (gateway, node, directory) in [(true, false, false), (false, true, false), (false, false, true)] {
             (config.gateway.enabled, config.node.enabled, config.directory.enabled) = (gateway, node, directory);
             assert_eq!(texts(&config), Vec::<String>::new(), "{gateway} {node} {directory}");
@@ -312,7 +311,68 @@ mod tests {
         config.node.host = "localhost".into();
         config.network.directory.clear();
         let keys: Vec<_> = warnings(&config, None).iter().map(|warning| warning.key).collect();
-        assert_eq!(keys, ["node.host", "network.directory"]);
+        assert_eq!(keys, ["node", "node.host", "network.directory"]);
+    }
+
+    #[test]
+    fn node_that_can_send_no_dummies_is_warned_and_says_so_to_others() {
+        type Change = fn(&mut Config);
+        let changes: [(&str, Change); 3] = [
+            ("network.directory", |config| config.network.directory.clear()),
+            ("network.directory_key", |config| config.network.directory_key.clear()),
+            ("network.directory_key", |config| config.network.directory_key = "0".repeat(40)),
+        ];
+        for (key, change) in changes {
+            let mut config = node();
+            change(&mut config);
+            check(&config).unwrap();
+            let keys: Vec<_> = warnings(&config, None).iter().map(|warning| warning.key).collect();
+            assert_eq!(keys, ["node", key]);
+            let told = config.clone().told_of_each_other().node;
+            assert_eq!(mix::node::weaknesses(&told), ["Dummies are not sent"], "{key}");
+            // Whoever wants none is told of that alone.
+            config.node.dummies.enabled = false;
+            assert!(!texts(&config).iter().any(|text| text.contains("no dummies")), "{key}");
+        }
+        let mut config = node();
+        config.node.dummies.junk_period = Duration::ZERO;
+        assert_eq!(
+            texts(&config),
+            ["node: protects its users less than it could, and its descriptor says so: Idle links are not padded"]
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_warned_of() {
+        type Change = fn(&mut NodeConfig);
+        let changes: [(&str, Change); 4] = [
+            ("node.mixing.minimum", |node| node.mixing.minimum = 100_000_000_000),
+            ("node.disk_reserve", |node| node.disk_reserve = 0),
+            ("node.contact", |node| node.contact.clear()),
+            ("node.contact", |node| node.contact = " ".into()),
+        ];
+        for (key, change) in changes {
+            let mut config = node();
+            change(&mut config.node);
+            let keys: Vec<_> = warnings(&config, None).iter().map(|warning| warning.key).collect();
+            assert_eq!(keys, [key]);
+        }
+        let mut config = node();
+        config.gateway.enabled = true;
+        config.network.directory_key = "0".repeat(40);
+        assert!(warnings(&config, None).iter().any(|warning| warning.key == "network.directory_key"));
+    }
+
+    #[test]
+    fn fragments_of_a_message_that_would_never_be_there_together_are_refused() {
+        let mut config = node();
+        config.node.fragments.enabled = true;
+        config.node.fragments.max_size = config.node.fragments.max_stored + 1;
+        let refused = check(&config).unwrap_err();
+        assert!(refused.is_configuration(), "{refused}");
+        assert_eq!(refused.key(), Some("node.fragments.max_size"));
+        config.node.fragments.enabled = false;
+        check(&config).unwrap();
     }
 
     #[test]

@@ -166,6 +166,7 @@ fn node_without_keys_and_settings_that_no_node_has_are_refused() {
     assert_eq!(code, 2, "{said}");
     let (code, said) = bad(folder, &["node", "init", "--home", "alpha", "--host", "no host"]);
     assert!(code == 1 && said.contains("--host no host"), "{code}: {said}");
+    assert!(!folder.join("alpha").exists(), "nothing is left behind");
     fs::write(folder.join("empty.toml"), "[node]\nhome = \"nowhere\"\n").unwrap();
     for what in ["descriptor", "keys"] {
         let (code, said) = bad(folder, &["node", what, "--config", "empty.toml"]);
@@ -247,6 +248,15 @@ fn sealed_keys_open_with_their_passphrase_from_file_descriptor_or_environment_an
     fs::set_permissions(&right, Permissions::from_mode(0o644)).unwrap();
     let (code, said) = refused(&["--passphrase-file", &right]);
     assert!(code == 78 && said.contains("can be read by others"), "{code}: {said}");
+    // In the environment too it would be for nothing, and nobody would know.
+    let mut command = run(folder, "0");
+    command.env("MIXGATE_PASSPHRASE", "open sesame").args(["--set", "node.keys.sealed=false"]);
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(78) && said.contains("node.keys.sealed is false"), "{said}");
+    let (code, said) = bad(folder, &["node", "init", "--home", "beta", "--passphrase-file", &right]);
+    assert!(code == 78 && said.contains("node.keys.sealed is false"), "{code}: {said}");
+    assert!(!folder.join("beta").exists());
     let (code, _) = refused(&["--passphrase", "open sesame"]);
     assert_eq!(code, 2, "no passphrase on the command line");
 }

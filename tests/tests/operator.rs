@@ -303,6 +303,100 @@ fn check_names_what_must_be_mended_and_what_is_unwise() {
 }
 
 #[test]
+fn switch_of_the_wrong_type_is_refused_by_a_start_too() {
+    let node = Node::new();
+    node.write(&node.config().replace("[node]\n", "[node]\nenabled = \"yes\"\n"));
+    for command in ["check", "start"] {
+        node.fails(&["node", command], 78, &["node.toml:4", "node.enabled", "`true` or `false`"]);
+    }
+    node.write(&node.config().replace("[node]\n", "[node]\nenabled = false\n"));
+    let mut program = node.start();
+    node.write(&node.config().replace("[node]\n", "[node]\nenabled = \"yes\"\n"));
+    node.fails(&["node", "reload"], 78, &["node.toml:4", "node.enabled"]);
+    node.write(&node.config().replace("[node]\n", "[node]\nenabled = false\n"));
+    assert_eq!(node.done(&["node", "reload"]), "nothing has changed\n");
+    program.stop();
+}
+
+#[test]
+fn what_is_unwise_is_said_once_and_of_a_reload_only_what_is_new() {
+    let node = Node::new();
+    let two = free_ports(1)[0];
+    let listen = format!("listen = [\"{}\", \"{two}\"]", node.address);
+    let config = node.config().replace(&format!("listen = \"{}\"", node.address), &listen);
+    node.write(&config.replace("[node.mixing]", "[node.mixing]\nrule = \"timed\""));
+    let mut program = node.start();
+    let log = program.stderr();
+    let count = |log: &str, words: &str| log.matches(words).count();
+    assert_eq!(count(&log, "Mix algorithm is not secure"), 1, "{log}");
+    assert_eq!(count(&log, "no directory server is named"), 1, "{log}");
+    let up = log.lines().find(|line| line.contains("the node is up")).unwrap();
+    assert!(up.contains(&node.address.to_string()) && up.contains(&two.to_string()), "{up}");
+    node.done(&["node", "reload"]);
+    assert_eq!(count(&program.stderr(), "WARN"), count(&log, "WARN"), "{}", program.stderr());
+    node.write(&config.replace("[node.mixing]", "[node.mixing]\nrule = \"timed\"\nminimum = 7"));
+    node.done(&["node", "reload"]);
+    let log = program.stderr();
+    assert_eq!(count(&log, "node.mixing.minimum"), 2, "as changed, and as a warning: {log}");
+    assert_eq!(count(&log, "Mix algorithm is not secure"), 1, "{log}");
+    // One form of the fingerprint, the reference's, wherever it stands.
+    let keys: Value = serde_json::from_str(&node.done(&["node", "keys", "--json"])).unwrap();
+    let fingerprint = keys["identity"].as_str().unwrap();
+    assert_eq!(fingerprint, fingerprint.to_uppercase());
+    let status = node.done(&["node", "status"]);
+    assert!(up.contains(fingerprint) && status.contains(fingerprint), "{up}, {status}");
+    program.stop();
+}
+
+#[test]
+fn unknown_keys_are_answered_with_all_that_may_be_meant() {
+    let node = Node::new();
+    for (section, key, meant) in [
+        ("[node]\nintervall = 1\n", "node.intervall", &["`node.mixing.interval` or `node.stats.interval`?"][..]),
+        ("[node]\nmix_interval = 1\n", "node.mix_interval", &["did you mean `node.mixing.interval`?"]),
+        (
+            "interval = 1\n",
+            "interval",
+            &["`gateway.sender.interval`, `node.mixing.interval` or `node.stats.interval`?"],
+        ),
+        ("[node]\naccess = 1\n", "node.access", &["`node.incoming.access` or `node.outgoing.access`?"]),
+        (
+            "[node.mixing]\nmax_connections = 1\n",
+            "node.mixing.max_connections",
+            &["did you mean `node.incoming.max_connections`?"],
+        ),
+        ("[nod]\nport = 1\n", "nod", &["did you mean `node`?"]),
+        ("[node]\nxylophone = 1\n", "node.xylophone", &[]),
+    ] {
+        node.write(section);
+        let (code, _, said) = node.run(&["node", "check"]);
+        assert_eq!(code, 78, "{said}");
+        assert!(said.contains(&format!("unknown key `{key}`")) && meant.iter().all(|it| said.contains(it)), "{said}");
+        assert_eq!(said.contains("did you mean"), !meant.is_empty(), "{said}");
+    }
+    node.write("");
+    let output = node.command(&["node", "check"]).env("MIXGATE_NODE_NICKNAME", "Beta").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let meant = "variable MIXGATE_NODE_NICKNAME: no such key `node_nickname`; did you mean `MIXGATE_NODE__NICKNAME`?";
+    assert!(said.contains(meant), "{said}");
+    // A number where a time is meant says how times are written.
+    node.write("[node.mixing]\ninterval = 900\n");
+    node.fails(&["node", "check"], 78, &["node.toml:2", "the number 900", "a time such as \"15 minutes\""]);
+}
+
+#[test]
+fn passwords_in_urls_are_not_shown() {
+    let node = Node::new();
+    node.write("[network]\ndirectory = \"http://user:secretpw@directory.example/\"\n");
+    let shown = node.done(&["config", "show"]) + &node.done(&["config", "show", "--json"]);
+    assert!(!shown.contains("secretpw") && shown.contains("http://********@directory.example/"), "{shown}");
+    // Nor in an error about them.
+    node.write("[network]\ndirectory = \"http://user:secretpw@directory.example\"\n");
+    let (code, _, said) = node.run(&["config", "show"]);
+    assert!(code == 78 && !said.contains("secretpw") && said.contains("directory.example"), "{said}");
+}
+
+#[test]
 fn node_is_stopped_though_its_configuration_is_wrong_elsewhere() {
     let node = Node::new();
     let stops = |arguments: &[&str]| {

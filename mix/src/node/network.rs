@@ -192,6 +192,8 @@ fn keep(file: &std::path::Path, text: &str) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
     use std::time::SystemTime;
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -283,14 +285,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn directory_that_cannot_be_kept_is_not_used() {
+    async fn directory_that_cannot_be_kept_is_in_force_all_the_same() {
         let key = PrivateKey::generate(2048, &mut World::real().dice()).unwrap();
         let home = tempfile::tempdir().unwrap();
         let url = server(vec![directory(&key, 0)]).await;
         let network = network(url, &key, home.path().join("no such folder").join("directory"));
-        let refused = network.refresh().await;
-        assert!(matches!(refused, Err(NoDirectory::Keep { .. })), "{refused:?}");
-        assert!(network.directory().is_none());
+        network.refresh().await.unwrap();
+        assert!(network.directory().is_some());
+        assert_eq!(*network.news().borrow(), 1);
+    }
+
+    #[tokio::test]
+    async fn directory_is_kept_for_the_owner_alone() {
+        let key = PrivateKey::generate(2048, &mut World::real().dice()).unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("directory");
+        fs::write(&file, "as it was left by an earlier version").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        let url = server(vec![directory(&key, 0)]).await;
+        network(url, &key, file.clone()).refresh().await.unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(fs::read_to_string(&file).unwrap().starts_with("[Directory]"));
     }
 
     /// Waits until something is so, by a clock that is not paused, and while no time passes on the one that is.

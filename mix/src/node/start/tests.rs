@@ -95,7 +95,11 @@ fn each_setting_that_weakens_is_named() {
     ] {
         let config = NodeConfig { dummies, ..NodeConfig::default() };
         assert_eq!(weaknesses(&config), ["Dummies are not sent"]);
+        let told = NodeConfig { elsewhere: vec!["Dummies are not sent"], ..config };
+        assert_eq!(weaknesses(&told), ["Dummies are not sent"], "once");
     }
+    let dummies = DummiesConfig { junk_period: Duration::ZERO, ..DummiesConfig::default() };
+    assert_eq!(weaknesses(&NodeConfig { dummies, ..NodeConfig::default() }), ["Idle links are not padded"]);
 }
 
 #[test]
