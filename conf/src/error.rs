@@ -26,7 +26,7 @@ pub enum ConfError {
         problem: String,
     },
     /// The file has a key that no section knows.
-    #[error("{}:{line}: unknown key `{key}`{}", path.display(), Suggestion(nearest.as_deref()))]
+    #[error("{}:{line}: unknown key `{key}`{}", path.display(), Suggestion(nearest))]
     UnknownKey {
         /// The file.
         path: PathBuf,
@@ -34,8 +34,8 @@ pub enum ConfError {
         line: usize,
         /// The whole key, sections included.
         key: String,
-        /// The known key that looks most like it.
-        nearest: Option<String>,
+        /// The known keys that look most like it.
+        nearest: Vec<String>,
     },
     /// A key of the file has a value that its section does not take.
     #[error("{}:{line}: `{key}` is {found}: {expected}", path.display())]
@@ -91,12 +91,12 @@ pub enum ConfError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadSetting {
     /// No section knows the key.
-    #[error("no such key `{key}`{}", Suggestion(nearest.as_deref()))]
+    #[error("no such key `{key}`{}", Suggestion(nearest))]
     Unknown {
         /// The whole key, sections included.
         key: String,
-        /// The known key that looks most like it.
-        nearest: Option<String>,
+        /// The known keys that look most like it; for a variable, in its spelling.
+        nearest: Vec<String>,
     },
     /// The key is known, the value is not what it takes.
     #[error("{found}: {expected}")]
@@ -114,14 +114,14 @@ pub enum BadSetting {
     },
 }
 
-/// `; did you mean …?`, or nothing.
-struct Suggestion<'a>(Option<&'a str>);
+/// `; did you mean … or …?`, or nothing.
+struct Suggestion<'a>(&'a [String]);
 
 impl fmt::Display for Suggestion<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(nearest) => write!(f, "; did you mean `{nearest}`?"),
-            None => Ok(()),
-        }
+        let Some((last, others)) = self.0.split_last() else { return Ok(()) };
+        let others: Vec<String> = others.iter().map(|key| format!("`{key}`")).collect();
+        let or = if others.is_empty() { "" } else { " or " };
+        write!(f, "; did you mean {}{or}`{last}`?", others.join(", "))
     }
 }

@@ -1,5 +1,7 @@
 //! The layers and how they are laid on each other; the only file that names figment.
 
+use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,11 +15,15 @@ use serde::de::DeserializeOwned;
 use crate::error::{BadSetting, ConfError};
 use crate::origin::{Loaded, Origin, Origins};
 use crate::place::Places;
+use crate::show::MASK;
 
 pub(crate) use figment::value::{Dict, Value};
 
 /// What a variable must begin with to be a setting.
 pub const ENVIRONMENT_PREFIX: &str = "MIXGATE_";
+
+/// Keys that are suggested for one, at most.
+const MOST_SUGGESTED: usize = 6;
 
 /// What stands between the levels of a key in a variable's name: one underscore may be part of a key.
 const LEVEL_SEPARATOR: &str = "__";
@@ -219,7 +225,7 @@ fn blamed(settings: &[Setting], places: &Places, path: &[String]) -> Option<usiz
 fn blame(setting: Option<Setting>, file: Option<(&Path, &Places)>, error: &Error, problem: BadSetting) -> ConfError {
     if let Some(Setting { variable, path, .. }) = setting {
         return match variable {
-            Some(variable) => ConfError::Environment { variable, problem },
+            Some(variable) => ConfError::Environment { variable, problem: problem.as_variables() },
             None => ConfError::Override { key: path.join("."), problem },
         };
     }
@@ -233,22 +239,32 @@ fn blame(setting: Option<Setting>, file: Option<(&Path, &Places)>, error: &Error
     }
 }
 
+impl BadSetting {
+    /// Keys that may be meant, as variables are called.
+    fn as_variables(self) -> Self {
+        let named =
+            |key: String| format!("{ENVIRONMENT_PREFIX}{}", key.to_ascii_uppercase().replace('.', LEVEL_SEPARATOR));
+        match self {
+            Self::Unknown { key, nearest } => Self::Unknown { key, nearest: nearest.into_iter().map(named).collect() },
+            other => other,
+        }
+    }
+}
+
 /// What figment said, in the operator's words.
 fn problem(error: &Error, value: Option<&Value>, defaults: &Dict) -> BadSetting {
     let key = error.path.join(".");
     let found = match (&error.kind, value) {
         // A type that reads its list itself says which element it does not take.
         (Kind::InvalidValue(Actual::Str(text), _), Some(Value::Array(..))) if !may_hold_secrets(&key) => {
-            format!("a list with the text {text:?}")
+            format!("a list with the text {:?}", without_credentials(text))
         }
         (_, Some(value)) => describe(&key, value),
         (_, None) => "absent".to_owned(),
     };
     let expected = match &error.kind {
-        Kind::UnknownField(name, siblings) => {
-            let (_, section) = error.path.split_last().unwrap_or((name, &[]));
-            let nearest = nearest(name, section, siblings, defaults);
-            return BadSetting::Unknown { key, nearest };
+        Kind::UnknownField(_, siblings) => {
+            return BadSetting::Unknown { key, nearest: nearest(&error.path, siblings, defaults) };
         }
         Kind::MissingField(name) => {
             let whole: Vec<&str> = error.path.iter().map(String::as_str).chain([name.as_ref()]).collect();
@@ -281,6 +297,7 @@ fn plain_words(expected: &str) -> String {
         "a nonzero u64" | "a nonzero usize" => "a whole number above 0".into(),
         "a boolean" => "`true` or `false`".into(),
         "a sequence" => "a list".into(),
+        "a duration" => "a time such as \"15 minutes\"".into(),
         other => other.strip_prefix("struct ").map_or_else(|| other.to_owned(), |_| "a table".to_owned()),
     }
 }
@@ -297,6 +314,17 @@ fn may_hold_secrets(key: &str) -> bool {
     is_secret(key) || name == "identities"
 }
 
+/// A text, with who logs in masked where it is a URL that says so.
+pub(crate) fn without_credentials(text: &str) -> Cow<'_, str> {
+    let masked = text.split_once("://").and_then(|(scheme, rest)| {
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(end);
+        let (_, host) = authority.rsplit_once('@')?;
+        Some(format!("{scheme}://{MASK}@{host}{path}"))
+    });
+    masked.map_or(Cow::Borrowed(text), Cow::Owned)
+}
+
 /// A value as an error shows it. What may be a secret is not shown.
 fn describe(key: &str, value: &Value) -> String {
     let secret = may_hold_secrets(key);
@@ -306,7 +334,7 @@ fn describe(key: &str, value: &Value) -> String {
         Value::Empty(..) => "absent".into(),
         Value::String(..) | Value::Char(..) if secret => "a text (not shown)".into(),
         Value::Num(..) if secret => "a number (not shown)".into(),
-        Value::String(_, text) => format!("the text {text:?}"),
+        Value::String(_, text) => format!("the text {:?}", without_credentials(text)),
         Value::Char(_, letter) => format!("the text \"{letter}\""),
         Value::Bool(_, truth) => format!("`{truth}`"),
         Value::Num(_, number) => match (number.to_i128(), number.to_u128(), number.to_f64()) {
@@ -318,29 +346,35 @@ fn describe(key: &str, value: &Value) -> String {
     }
 }
 
-/// The known key that was probably meant: one of the same section that differs little; else the only key of that very
-/// name in another section.
-fn nearest(name: &str, section: &[String], siblings: &[&str], defaults: &Dict) -> Option<String> {
-    let whole = |last: &str| section.iter().map(String::as_str).chain([last]).collect::<Vec<_>>().join(".");
-    let close = siblings.iter().map(|known| (edits(name, known), known)).min();
-    if let Some((edits, known)) = close
-        && edits <= 1 + name.chars().count() / 4
-    {
-        return Some(whole(known));
-    }
-    let mut elsewhere = Vec::new();
-    named(defaults, name, &mut Vec::new(), &mut elsewhere);
-    if elsewhere.len() == 1 { elsewhere.pop() } else { None }
+/// The known keys that were probably meant: those that differ least, by their name alone or as a whole, where a dot is
+/// as good as an underscore. Of those that differ as little, the ones in or nearest to the section where the key stands.
+fn nearest(path: &[String], siblings: &[&str], defaults: &Dict) -> Vec<String> {
+    let Some((name, section)) = path.split_last() else { return Vec::new() };
+    let mut known = Vec::new();
+    all_keys(defaults, &mut Vec::new(), &mut known);
+    known.extend(siblings.iter().map(|last| [section, &[(*last).to_owned()]].concat()));
+    let whole = |key: &[String]| key.join("_");
+    let rank = |key: &Vec<String>| {
+        let by_name = key.last().map_or(usize::MAX, |last| edits(name, last));
+        let shared = key.iter().zip(section).take_while(|(one, other)| one == other).count();
+        (by_name.min(edits(&whole(path), &whole(key))), Reverse(shared))
+    };
+    let Some(best) = known.iter().map(rank).min().filter(|best| best.0 <= 1 + name.chars().count() / 4) else {
+        return Vec::new();
+    };
+    let mut meant: Vec<String> = known.iter().filter(|key| rank(key) == best).map(|key| key.join(".")).collect();
+    meant.sort();
+    meant.dedup();
+    // More is no help.
+    if meant.len() > MOST_SUGGESTED { Vec::new() } else { meant }
 }
 
-fn named<'a>(table: &'a Dict, name: &str, above: &mut Vec<&'a str>, found: &mut Vec<String>) {
+fn all_keys(table: &Dict, above: &mut Vec<String>, found: &mut Vec<Vec<String>>) {
     for (key, value) in table {
-        above.push(key);
-        if key == name {
-            found.push(above.join("."));
-        }
+        above.push(key.clone());
+        found.push(above.clone());
         if let Some(table) = value.as_dict() {
-            named(table, name, above, found);
+            all_keys(table, above, found);
         }
         above.pop();
     }

@@ -1,11 +1,12 @@
 //! A configuration as it is in force, with where each value came from.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use crate::error::ConfError;
-use crate::load::{Dict, Value, is_secret, tree_of};
+use crate::load::{Dict, Value, is_secret, tree_of, without_credentials};
 use crate::origin::{Loaded, Origin};
 
 /// What stands in place of a secret.
@@ -93,14 +94,18 @@ fn visit(table: &mut Dict, above: &str, look: &mut impl FnMut(&str, &mut Value))
     }
 }
 
-/// Masks what may be a secret, in lists of tables too. An empty one is none, and shows that it is missing.
+/// Masks what may be a secret, in lists of tables too, and who logs in by a URL. An empty one is none, and shows that it is missing.
 fn mask(key: &str, value: &mut Value) {
     match value {
         Value::Array(_, list) => list.iter_mut().for_each(|value| mask(key, value)),
         Value::Dict(_, table) => table.iter_mut().for_each(|(name, value)| mask(name, value)),
         Value::Empty(..) => {}
         value if is_secret(key) && value.as_str() != Some("") => *value = Value::from(MASK),
-        _ => {}
+        value => {
+            if let Some(Cow::Owned(masked)) = value.as_str().map(without_credentials) {
+                *value = Value::from(masked);
+            }
+        }
     }
 }
 
