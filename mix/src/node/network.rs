@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -15,6 +14,7 @@ use tracing::{info, warn};
 
 use super::clock::World;
 use super::config::NetworkConfig;
+use super::keys::replace;
 use crate::crypto::KeyId;
 use crate::directory::Directory;
 use crate::directory::signed::{InvalidDirectory, Trust};
@@ -37,14 +37,6 @@ pub enum NoDirectory {
     /// What it gave is older than what we have: whoever holds back news may want to keep a bad mix in it.
     #[error("the server gave an older directory than the one in use")]
     Older,
-    /// It could not be kept for the next start.
-    #[error("{}", path.display())]
-    Keep {
-        /// Where.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
 }
 
 /// Settings that make no sense together. The operator must mend them.
@@ -115,7 +107,7 @@ impl Network {
     /// Fetches the directory now.
     ///
     /// # Errors
-    /// [`NoDirectory`]; the old one stays.
+    /// [`NoDirectory`]; the old one stays. One that cannot be kept for the next start is in force all the same.
     pub async fn refresh(&self) -> Result<(), NoDirectory> {
         let Inner { config, trust, file, world, current, news } = &*self.0;
         let text = fetch::fetch_directory(&format!("{}current.gz", config.directory), &FetchLimits::default()).await?;
@@ -124,9 +116,12 @@ impl Network {
         if known.is_some_and(|known| fetched.valid_after() < known.valid_after()) {
             return Err(NoDirectory::Older);
         }
-        keep(file, fetched.text()).map_err(|source| NoDirectory::Keep { path: file.clone(), source })?;
-        *current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(fetched));
+        let fetched = Arc::new(fetched);
+        *current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&fetched));
         news.send_modify(|count| *count += 1);
+        if let Err(e) = replace(file, fetched.text().as_bytes()) {
+            warn!(error = %describe(&e), "the directory cannot be kept for the next start");
+        }
         Ok(())
     }
 
@@ -181,18 +176,8 @@ pub(super) fn describe(error: &dyn std::error::Error) -> String {
     line
 }
 
-/// Replaces the file whole or not at all.
-fn keep(file: &std::path::Path, text: &str) -> io::Result<()> {
-    let temporary = file.with_extension("new");
-    let mut writer = fs::File::create(&temporary)?;
-    writer.write_all(text.as_bytes())?;
-    writer.sync_all()?;
-    fs::rename(&temporary, file)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
     use std::time::SystemTime;
 
@@ -303,9 +288,10 @@ mod tests {
         fs::write(&file, "as it was left by an earlier version").unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
         let url = server(vec![directory(&key, 0)]).await;
-        network(url, &key, file.clone()).refresh().await.unwrap();
+        let network = network(url, &key, file.clone());
+        network.refresh().await.unwrap();
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(fs::read_to_string(&file).unwrap().starts_with("[Directory]"));
+        assert_eq!(fs::read_to_string(&file).unwrap(), network.directory().unwrap().text());
     }
 
     /// Waits until something is so, by a clock that is not paused, and while no time passes on the one that is.
