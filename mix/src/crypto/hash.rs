@@ -44,10 +44,10 @@ impl fmt::Debug for KeyId {
     }
 }
 
-/// Lower-case hexadecimal, 40 characters.
+/// The fingerprint: 40 hexadecimal digits, upper case as in directories and in the reference, which compares texts.
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", Digest(self.0))
+        self.0.iter().try_for_each(|octet| write!(f, "{octet:02X}"))
     }
 }
 

@@ -121,7 +121,7 @@ impl PublicKey {
 
     /// The key id as the reference prints it: 40 upper-case hexadecimal digits.
     pub fn fingerprint(&self) -> String {
-        self.key_id().to_string().to_uppercase()
+        self.key_id().to_string()
     }
 
     /// Encrypts up to `modulus_len() - 42` octets; takes one seed of 20 octets from `rng`.

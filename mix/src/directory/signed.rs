@@ -651,7 +651,7 @@ impl DirectoryFields {
         writer.entry("Recommended-Servers", &recommended.into_iter().collect::<Vec<_>>().join(", "))?;
         let voters: BTreeSet<_> = self.voters.iter().collect();
         for Voter { key_id, url } in voters {
-            writer.entry("Voting-Server", &format!("{} {url}", key_id.to_string().to_uppercase()))?;
+            writer.entry("Voting-Server", &format!("{} {url}", key_id.to_string()))?;
         }
         writer.section(SOFTWARE);
         writer.entry("MixminionClient", &sorted_versions(&self.client_versions).join(", "))?;

@@ -370,7 +370,7 @@ impl Reply {
 async fn greet(State(service): State<Service>) -> Response {
     let text = service.with_office(|office, now| {
         let mixes = office.current(now).mixes;
-        let fingerprint = office.voter.key_id.to_string().to_uppercase();
+        let fingerprint = office.voter.key_id.to_string();
         format!(
             "A directory server of the Type III (Mixminion) remailer network.\n\n\
              Fingerprint: {fingerprint}\n\

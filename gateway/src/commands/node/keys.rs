@@ -98,7 +98,7 @@ fn latest(reports: &[KeyReport]) -> Option<&Descriptor> {
 }
 
 fn fingerprint(descriptor: &Descriptor) -> String {
-    descriptor.key_id().to_string().to_uppercase()
+    descriptor.key_id().to_string()
 }
 
 fn as_table(reports: &[KeyReport], now: SystemTime) -> String {
