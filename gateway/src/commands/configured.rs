@@ -35,6 +35,9 @@ pub(crate) struct Configured {
     /// Set one option, as in --set node.nickname=Thomas. May be given several times
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = setting)]
     settings: Vec<(String, String)>,
+    /// What the command itself sets, over all.
+    #[arg(skip)]
+    forced: Vec<(String, String)>,
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {
@@ -45,13 +48,13 @@ fn setting(text: &str) -> Result<(String, String), String> {
 impl Configured {
     /// A file without settings that come before it.
     pub(super) fn file(config: PathBuf) -> Self {
-        Self { config, settings: Vec::new() }
+        Self { config, settings: Vec::new(), forced: Vec::new() }
     }
 
-    /// These, and one option more.
+    /// These, and one option that the command sets. What the configuration says of it must make sense all the same.
     pub(super) fn with(&self, key: &str, value: &str) -> Self {
         let mut more = self.clone();
-        more.settings.push((key.to_owned(), value.to_owned()));
+        more.forced.push((key.to_owned(), value.to_owned()));
         more
     }
 
@@ -68,7 +71,11 @@ impl Configured {
     /// # Errors
     /// As [`Configured::load`].
     pub(crate) fn load_traced(&self) -> Result<Loaded<Config>, Failed> {
-        self.load_as(Some(&self.config))
+        let as_written = self.load_as(Some(&self.config), &self.settings)?;
+        if self.forced.is_empty() {
+            return Ok(as_written);
+        }
+        self.load_as(Some(&self.config), &[&self.settings[..], &self.forced].concat())
     }
 
     /// Where the node lives; and what is wrong with the rest of the configuration, where something is. Then the home must
@@ -82,7 +89,7 @@ impl Configured {
             Err(wrong) => wrong,
         };
         for file in [Some(self.config.as_path()), None] {
-            if let Ok(Loaded { settings, origins }) = self.load_as::<Homes>(file)
+            if let Ok(Loaded { settings, origins }) = self.load_as::<Homes>(file, &self.settings)
                 && origins.of("node.home") != Origin::Default
             {
                 return Ok((settings.node.home, Some(wrong)));
@@ -93,12 +100,16 @@ impl Configured {
     }
 
     /// All settings, or some of them.
-    fn load_as<C: Serialize + DeserializeOwned + Default>(&self, file: Option<&Path>) -> Result<Loaded<C>, Failed> {
+    fn load_as<C: Serialize + DeserializeOwned + Default>(
+        &self,
+        file: Option<&Path>,
+        settings: &[(String, String)],
+    ) -> Result<Loaded<C>, Failed> {
         // The passphrase is not copied to where nobody would overwrite it.
         let harmless = std::env::vars_os().filter(|(name, _)| name != passphrase::VARIABLE);
         let environment =
             harmless.filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        let loaded = mixgate_conf::load_traced(file, environment, &RESERVED, &self.settings);
+        let loaded = mixgate_conf::load_traced(file, environment, &RESERVED, settings);
         loaded.map_err(Failed::configuration)
     }
 }
