@@ -81,9 +81,9 @@ pub enum NoPassphrase {
 }
 
 impl PassphraseSource {
-    /// Whether the command line says where it is.
-    pub fn is_named(&self) -> bool {
-        self.passphrase_fd.is_some() || self.passphrase_file.is_some()
+    /// Whether the command line or the environment gives one, without asking anybody.
+    pub fn is_given(&self) -> bool {
+        self.passphrase_fd.is_some() || self.passphrase_file.is_some() || std::env::var_os(VARIABLE).is_some()
     }
 
     /// The passphrase of keys that are there.

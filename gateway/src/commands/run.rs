@@ -36,7 +36,7 @@ pub(super) async fn run(arguments: RunArguments, sockets: Inherited) -> Result<(
     let loaded = arguments.configured.load_traced()?;
     let node = &loaded.settings.node;
     let sealed = node.enabled && node.keys.sealed;
-    if !sealed && arguments.passphrase.is_named() {
+    if !sealed && arguments.passphrase.is_given() {
         return Err(Failed::configuration(NoPassphrase::NotSealed));
     }
     let passphrase = sealed.then(|| arguments.passphrase.read()).transpose().map_err(Failed::configuration)?;

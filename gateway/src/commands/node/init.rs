@@ -18,7 +18,7 @@ use mix::store::db::private_folder;
 
 use super::super::Failed;
 use super::super::configured::Configured;
-use crate::passphrase::PassphraseSource;
+use crate::passphrase::{NoPassphrase, PassphraseSource};
 
 /// What a new configuration is made of.
 const TEMPLATE: &str = include_str!("../../../../conf/node.toml");
@@ -70,13 +70,14 @@ pub(super) fn run(arguments: InitArguments) -> Result<(), Failed> {
     } else {
         let beside = || file.parent().unwrap_or(Path::new("/")).join("node");
         let home = home.clone().unwrap_or_else(beside);
-        private_folder(&home).context("the home of the node")?;
-        // Before anything is written: whoever mistypes begins anew.
+        // Before anything is made: whoever mistypes begins anew.
+        let text = configuration(&arguments, &home)?;
         passphrase = new_passphrase(arguments.sealed, &arguments)?;
-        write_new(&file, &configuration(&arguments, &home)?)?;
+        private_folder(&home).context("the home of the node")?;
+        write_new(&file, &text)?;
         said.push(format!("{} is the configuration. Edit the lines marked <--.", file.display()));
     }
-    let config = Configured::file(file.clone()).load()?.node;
+    let config = Configured::file(file.clone()).load()?.told_of_each_other().node;
     if let Some(home) = home.filter(|home| std::path::absolute(&config.home).ok().as_ref() != Some(home)) {
         let there = config.home.display();
         return Err(anyhow::anyhow!("{} has its home at {there}, not at {}", file.display(), home.display()).into());
@@ -100,6 +101,9 @@ pub(super) fn run(arguments: InitArguments) -> Result<(), Failed> {
 }
 
 fn new_passphrase(sealed: bool, arguments: &InitArguments) -> Result<Option<Passphrase>, Failed> {
+    if !sealed && arguments.passphrase.is_given() {
+        return Err(Failed::configuration(NoPassphrase::NotSealed));
+    }
     sealed.then(|| arguments.passphrase.read_new()).transpose().map_err(Failed::configuration)
 }
 
