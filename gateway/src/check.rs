@@ -18,6 +18,8 @@ use smtp_in::error::NotServing;
 use crate::config::{Config, IdentityConfig};
 use crate::start::StartError;
 
+/// A pool that keeps more holds 320 MB, and packets for days.
+const MOST_KEPT: usize = 10_000;
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -117,12 +119,14 @@ pub fn warnings(config: &Config, origins: Option<&Origins>) -> Vec<Warning> {
         }
         warn_of_mixing(node, origins, &mut warn);
         warn_of_reach(config, &mut warn);
+        warn_of_want(node, &mut warn);
         let interval = node.mixing.interval;
         warn_of_schedule("node.outgoing.retry", &node.outgoing.retry, interval, &mut warn);
         if node.smtp.enabled {
             warn_of_schedule("node.smtp.retry", &node.smtp.retry, interval, &mut warn);
         }
     }
+    warn_of_mixes(config, &mut warn);
     if let Some(origins) = origins {
         warn_of_readers(config, origins, &mut warn);
     }
@@ -188,15 +192,47 @@ fn warn_of_reach(config: &Config, warn: &mut impl FnMut(&'static str, &str)) {
     if nowhere && !node.listen.as_slice().iter().all(|address| address.ip().is_loopback()) {
         warn("node.host", "nobody but this machine reaches the node there");
     }
-    if config.network.directory.is_empty() {
-        warn("network.directory", "empty: nobody is told of this node");
-    }
     if node.fragments.enabled && !node.smtp.enabled && !node.mbox.enabled {
         warn("node.fragments.enabled", "without effect: no delivery is enabled");
     }
     let mail = node.smtp.max_size;
     if node.fragments.enabled && node.smtp.enabled && node.fragments.max_size < mail {
         warn("node.fragments.max_size", "smaller than node.smtp.max_size: larger mail is never put together");
+    }
+}
+
+/// A process that learns of no mixes.
+fn warn_of_mixes(config: &Config, warn: &mut impl FnMut(&'static str, &str)) {
+    let Some((key, why)) = config.no_mixes() else { return };
+    let mut then = Vec::new();
+    if config.node.enabled && config.network.directory.is_empty() {
+        then.push("nobody is told of this node");
+    }
+    if config.node.enabled && config.node.dummies.enabled {
+        then.push("it sends no dummies");
+    }
+    if config.gateway.enabled {
+        then.push("no mail can be sent");
+    }
+    if !then.is_empty() {
+        warn(key, &format!("{why}, and so {}", then.join(", and ")));
+    }
+}
+
+/// What a node would lack.
+fn warn_of_want(node: &NodeConfig, warn: &mut impl FnMut(&'static str, &str)) {
+    let kept = node.mixing.keeps();
+    if kept > MOST_KEPT {
+        warn("node.mixing.minimum", &format!("no packet leaves before more than {kept} have come together"));
+    }
+    if node.disk_reserve == 0 {
+        warn(
+            "node.disk_reserve",
+            "0: packets are taken until the disk is full, and those that were taken cannot go on then",
+        );
+    }
+    if node.contact.trim().is_empty() {
+        warn("node.contact", "empty: nobody can tell the operator of this node that something is wrong with it");
     }
 }
 
@@ -387,6 +423,7 @@ mod tests {
         assert!(matches!(check(&config), Err(StartError::Directory(_))));
         let mut config = node();
         config.gateway.enabled = true;
+        config.network.directory_key.clear();
         assert!(matches!(check(&config), Err(StartError::Network(_))));
         let mut config = Config::default();
         config.directory.enabled = true;

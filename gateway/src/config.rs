@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use mix::net::loopback::LoopbackAddress;
+use mix::node::NO_DUMMIES;
 use mix::node::config::{NetworkConfig, NodeConfig, SenderConfig};
 use mix::node::directory::DirectoryConfig;
 use mix::secret::Secret;
@@ -38,14 +39,31 @@ pub struct MetricsConfig {
 
 impl Config {
     /// With what a section must know of another: a node says in its descriptor that the log is too verbose, in the
-    /// reference's words.
+    /// reference's words, and that it sends no dummies where it is told of no mixes.
     #[must_use]
     pub fn told_of_each_other(mut self) -> Self {
         self.node.elsewhere = match self.log.level {
             LogLevel::Debug => vec!["Log is too verbose"],
             LogLevel::Error | LogLevel::Warn | LogLevel::Info => Vec::new(),
         };
+        if self.no_mixes().is_some() {
+            self.node.elsewhere.push(NO_DUMMIES);
+        }
         self
+    }
+
+    /// The key for want of which this process learns of no mixes, and what is wrong with it.
+    pub(crate) fn no_mixes(&self) -> Option<(&'static str, &'static str)> {
+        let NetworkConfig { directory, directory_key, .. } = &self.network;
+        if directory.is_empty() {
+            Some(("network.directory", "no directory server is named"))
+        } else if directory_key.is_empty() {
+            Some(("network.directory_key", "empty: no directory is trusted"))
+        } else if directory_key.bytes().all(|digit| digit == b'0') {
+            Some(("network.directory_key", "stands for the one to be filled in: no directory is trusted"))
+        } else {
+            None
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::check::warnings;
+use crate::check::{Warning, warnings};
 use crate::commands::{Configured, Failed, StopSignals};
 use crate::control::{Ask, Asked, ControlSocket, Refusal, Why};
 use crate::lock::Lock;
@@ -116,6 +116,8 @@ struct Service {
     /// What is in force, which a reload changes in part.
     config: Config,
     origins: Origins,
+    /// What was last said to be unwise.
+    warned: Vec<Warning>,
     running: Running,
     since: SystemTime,
     hangup: Signal,
@@ -141,7 +143,8 @@ impl Service {
             ticks
         });
         let (since, progress) = (SystemTime::now(), Progress::default());
-        Self { arguments, config, origins, running, since, hangup, requests, watchdog, progress, stop }
+        let warned = Vec::new();
+        Self { arguments, config, origins, warned, running, since, hangup, requests, watchdog, progress, stop }
     }
 
     /// Returns when it is time to end.
@@ -208,11 +211,13 @@ impl Service {
         reloaded
     }
 
-    /// Says what of the settings in force is allowed and unwise.
-    fn warn(&self) {
-        for warning in warnings(&self.config, Some(&self.origins)) {
+    /// Says what of the settings in force is allowed and unwise, if it was not so when that was last said.
+    fn warn(&mut self) {
+        let warnings = warnings(&self.config, Some(&self.origins));
+        for warning in warnings.iter().filter(|warning| !self.warned.contains(warning)) {
             warn!(key = warning.key, "{}", warning.text);
         }
+        self.warned = warnings;
     }
 
     async fn try_reload(&mut self) -> Result<Reloaded, Refusal> {
@@ -249,7 +254,11 @@ impl Service {
     async fn status(&self) -> Result<Value, Refusal> {
         let node = self.running.node().ok_or_else(no_node)?;
         let directory = self.running.network.as_ref().and_then(|network| network.valid_until());
-        let warnings = warnings(&self.config, Some(&self.origins));
+        let mut warnings = warnings(&self.config, Some(&self.origins));
+        if self.config.node.dummies.enabled && self.running.network.is_some() && directory.is_none() {
+            let text = "no directory signed with it is in force, and so no dummies are sent".to_owned();
+            warnings.push(Warning { key: "network.directory_key", text });
+        }
         let warnings = warnings.into_iter().map(|warning| format!("{}: {}", warning.key, warning.text)).collect();
         json(&Status::of(node.status().await, self.since, directory, warnings))
     }

@@ -249,7 +249,7 @@ fn sealed_keys_open_with_their_passphrase_from_file_descriptor_or_environment_an
     let (code, said) = refused(&["--passphrase-file", &right]);
     assert!(code == 78 && said.contains("can be read by others"), "{code}: {said}");
     // In the environment too it would be for nothing, and nobody would know.
-    let mut command = run(folder, "0");
+    let mut command = run(folder, "127.0.0.1:0");
     command.env("MIXGATE_PASSPHRASE", "open sesame").args(["--set", "node.keys.sealed=false"]);
     let output = command.output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();

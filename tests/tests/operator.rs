@@ -281,9 +281,10 @@ fn check_names_what_must_be_mended_and_what_is_unwise() {
     let node = Node::new();
     let file = node.file();
     let said = node.done(&["node", "check"]);
-    assert!(said.starts_with("warning: default: network.directory: ") && said.contains("can be used"), "{said}");
+    assert!(said.contains("warning: default: network.directory: ") && said.contains("can be used"), "{said}");
     let sound = node.config()
-        + "[node.outgoing]\nretry = [{ every = \"1 hour\", for = \"2 days\" }]\n[network]\ndirectory = \"http://d.example/\"\n";
+        + "[node.outgoing]\nretry = [{ every = \"1 hour\", for = \"2 days\" }]\n[network]\ndirectory = \"http://d.example/\"\n\
+           directory_key = \"0123456789ABCDEF0123456789ABCDEF01234567\"\n";
     node.write(&sound);
     assert_eq!(node.done(&["node", "check"]), "the configuration is sound\n");
     node.write(&sound.replace("2 days", "3 hours"));

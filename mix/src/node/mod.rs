@@ -40,4 +40,4 @@ pub use control::{KeyTimes, NodeControl, NodeStatus, Progress, Queues};
 pub use counters::{Counters, Counts};
 pub use publish::Publication;
 pub use rotation::Discarded;
-pub use start::{Node, NodeError, Parts, RunningNode, Sending, check, weaknesses};
+pub use start::{NO_DUMMIES, Node, NodeError, Parts, RunningNode, Sending, check, weaknesses};

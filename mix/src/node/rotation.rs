@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -24,8 +24,8 @@ use super::describe::{self, Descriptors};
 use super::durable;
 use super::incoming::PacketKeys;
 use super::keys::{DatedKey, KeyPlan, Keyring};
-use super::network::describe as in_one_line;
-use super::start::NodeError;
+use super::network::{Network, describe as in_one_line};
+use super::start::{NO_DUMMIES, NodeError};
 use crate::crypto::Digest;
 use crate::crypto::pk::PacketKey;
 use crate::store::replay::ReplayLog;
@@ -45,6 +45,9 @@ pub(super) fn held(keyring: &SharedKeyring) -> MutexGuard<'_, Keyring> {
     keyring.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How long no directory may be in force before others are told what follows. The first one takes its time, and so does
+/// that of a new day.
+const BLIND: Duration = Duration::from_secs(3600);
 /// Wishes that wait.
 const WISHES: usize = 8;
 /// The longest time that a descriptor waits for its own time: that counts in seconds.
@@ -85,6 +88,7 @@ pub(super) struct Rotation {
     /// Takes wishes.
     pub(super) wishes: mpsc::Sender<Wish>,
     wished: mpsc::Receiver<Wish>,
+    directory: Option<Network>,
     state: State,
 }
 
@@ -97,6 +101,8 @@ struct State {
     to_forget: Vec<Digest>,
     /// What the descriptors were made of.
     said: Option<Said>,
+    /// Since when no directory has been in force.
+    blind_since: Option<Instant>,
 }
 
 /// What descriptors are made of: while it stays the same, so do they.
@@ -116,6 +122,8 @@ pub(super) struct Office {
     pub(super) port: u16,
     pub(super) world: World,
     pub(super) stop: CancellationToken,
+    /// Who the mixes are; a node without it does not know that it could.
+    pub(super) directory: Option<Network>,
 }
 
 impl Rotation {
@@ -124,14 +132,15 @@ impl Rotation {
     /// # Errors
     /// [`NodeError`].
     pub(super) fn start(office: Office) -> Result<Self, NodeError> {
-        let Office { mut keyring, replay, db, config, port, world, stop } = office;
+        let Office { mut keyring, replay, db, config, port, world, stop, directory } = office;
         let now = world.now();
         let settings = Arc::clone(&config.borrow());
         keyring.make_ahead(&KeyPlan::new(&settings.keys)?, now, &mut world.dice())?;
         let descriptors = describe::describe(&settings, port, &keyring, now, &mut world.dice())?;
         let known: BTreeSet<_> = keyring.packet_keys().iter().map(|key| key.id()).collect();
         let to_forget = replay.packet_keys()?.into_iter().filter(|key| !known.contains(key)).collect();
-        let mut state = State { clock: Steadiness::new(now), begun: BTreeSet::new(), to_forget, said: None };
+        let mut state =
+            State { clock: Steadiness::new(now), begun: BTreeSet::new(), to_forget, said: None, blind_since: None };
         let live = loaded(&in_use(&keyring, &mut state.begun, now), &[])?;
         let (wishes, wished) = mpsc::channel(WISHES);
         Ok(Self {
@@ -146,6 +155,7 @@ impl Rotation {
             stop,
             wishes,
             wished,
+            directory,
             state,
         })
     }
@@ -214,8 +224,28 @@ impl Rotation {
         self.put_into_use(now).await?;
         let erased = self.erase(plan, now, steady).await;
         let forgotten = self.forget().await;
+        let config = self.with_what_is_missing(config);
         let described = self.describe(config, now).await;
         made.and(erased).and(forgotten).and(described)
+    }
+
+    /// The settings, and that they send no dummies, where no directory has told for an hour of mixes to send them through.
+    fn with_what_is_missing(&mut self, config: Arc<NodeConfig>) -> Arc<NodeConfig> {
+        match &self.directory {
+            Some(network) if network.directory().is_none() => {
+                let since = *self.state.blind_since.get_or_insert_with(Instant::now);
+                if since.elapsed() < BLIND || !config.dummies.enabled || config.elsewhere.contains(&NO_DUMMIES) {
+                    return config;
+                }
+                let mut config = NodeConfig::clone(&config);
+                config.elsewhere.push(NO_DUMMIES);
+                Arc::new(config)
+            }
+            _ => {
+                self.state.blind_since = None;
+                config
+            }
+        }
     }
 
     async fn make_ahead(&self, plan: KeyPlan, now: SystemTime) -> Result<(), NodeError> {
@@ -362,11 +392,11 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
-    use tokio::time::{Instant, advance};
+    use tokio::time::advance;
 
     use super::*;
     use crate::crypto::pk::{PACKET_KEY_LEN, PublicKey};
-    use crate::node::config::KeysConfig;
+    use crate::node::config::{KeysConfig, NetworkConfig};
     use crate::store::NODE_SCHEMAS;
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -392,7 +422,8 @@ mod tests {
         let replay = ReplayLog::open(&db).unwrap();
         let config = NodeConfig { nickname: "Alice".into(), home: home.path().into(), ..NodeConfig::default() };
         let (settings, config) = watch::channel(Arc::new(config));
-        (Office { keyring, replay, db, config, port: 48099, world, stop: CancellationToken::new() }, settings)
+        let stop = CancellationToken::new();
+        (Office { keyring, replay, db, config, port: 48099, world, stop, directory: None }, settings)
     }
 
     fn started(home: tempfile::TempDir, now: SystemTime) -> Mix {
@@ -652,6 +683,29 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn node_that_has_had_no_directory_for_an_hour_says_that_it_sends_no_dummies() {
+        let home = private();
+        let (start, real) = (Instant::now(), World::real());
+        let world = World::new(move || day(1) + start.elapsed(), move || real.dice());
+        let (mut office, _settings) = office(&home, world.clone());
+        let network = NetworkConfig { directory_key: "7".repeat(40), ..NetworkConfig::default() };
+        office.directory = Some(Network::new(network, home.path().join("directory"), world).unwrap());
+        let mut rotation = Rotation::start(office).unwrap();
+        let insecure = |rotation: &Rotation| rotation.descriptors.borrow().current.why_insecure().map(str::to_owned);
+        for _ in 0..2 {
+            rotation.look().await.unwrap();
+            assert_eq!(insecure(&rotation), None, "it may come yet");
+            advance(HOUR / 2).await;
+        }
+        rotation.look().await.unwrap();
+        assert_eq!(insecure(&rotation).as_deref(), Some("Dummies are not sent"));
+        // With a directory that comes, all is as before.
+        rotation.directory = None;
+        rotation.look().await.unwrap();
+        assert_eq!(insecure(&rotation), None);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn keys_that_have_not_begun_are_discarded_and_others_made_by_the_plan_in_force() {
         let home = private();
         let (start, real) = (Instant::now(), World::real());
@@ -674,13 +728,13 @@ mod tests {
         let first = held(&rotation.keyring).packet_keys()[0].id();
         settings.send_replace(with(20));
         let Discarded { gone, made } = rotation.discard_ahead().await.unwrap();
-        assert_eq!((gone.len(), made.len()), (7, 1));
-        assert_eq!(begins(&rotation), [1, 2]);
-        assert_eq!(made, [(day(2), day(22))]);
+        assert_eq!(gone.len(), 7);
+        assert_eq!(begins(&rotation), [1, 2, 12]);
+        assert_eq!(made, [(day(2), day(22)), (day(12), day(32))]);
         assert_eq!(ids(&rotation.live.read().await), [first]);
         let descriptors = Arc::clone(&rotation.descriptors.borrow());
-        assert_eq!(descriptors.all.len(), 2);
+        assert_eq!(descriptors.all.len(), 3);
         let left = fs::read_dir(home.path().join("keys")).unwrap().count();
-        assert_eq!(left, 5, "identity, two keys, two descriptors");
+        assert_eq!(left, 7, "identity, three keys, three descriptors");
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::clock::{Even, World};
 use super::config::{MboxDeliveryConfig, MixRule, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig};
@@ -53,6 +53,9 @@ const LEAST_MINIMUM: usize = 5;
 const HIGHEST_RATE: f64 = 0.8;
 /// Within less, too few packets come together. The reference's limit is 30 minutes, with a pool that keeps 6 and not 45.
 const LEAST_INTERVAL: Duration = Duration::from_secs(15 * 60);
+
+/// What a descriptor says of a node that sends no dummies.
+pub const NO_DUMMIES: &str = "Dummies are not sent";
 
 /// Statistics of shorter intervals show when something happened (REFERENCE: "StatsInterval is too short").
 const SHORT_STATS: Duration = Duration::from_secs(2 * 3600);
@@ -119,6 +122,11 @@ pub enum NodeError {
     /// `node.mbox.enabled` without a gateway in the same process.
     #[error("node.mbox is enabled, but there is no gateway in this process whose identities could get the mail")]
     NoMailboxes,
+    /// Messages are taken whose fragments there is no room for.
+    #[error(
+        "node.fragments.max_size must not be above node.fragments.max_stored: all fragments of a message must be there"
+    )]
+    Fragments,
     /// `node.keys`.
     #[error(transparent)]
     KeyPlan(#[from] InvalidKeys),
@@ -148,6 +156,7 @@ impl NodeError {
             | Self::Descriptor(_)
             | Self::ReturnAddress(_)
             | Self::Smtp(_)
+            | Self::Fragments
             | Self::KeyPlan(_)
             | Self::NoPassphrase
             | Self::Renamed { .. }
@@ -177,6 +186,7 @@ impl NodeError {
             Self::ReturnAddress(_) => "node.smtp.mail",
             Self::Smtp(_) => "node.smtp.server",
             Self::NoMailboxes => "node.mbox.enabled",
+            Self::Fragments => "node.fragments.max_size",
             _ => return None,
         })
     }
@@ -285,7 +295,6 @@ impl Node {
         check(config, mailboxes.is_some())?;
         let nickname: Nickname = config.nickname.parse()?;
         let bandwidth = bandwidth(config)?;
-        warn_of_weakness(config, directory.is_some());
         let plan = KeyPlan::new(&config.keys)?;
         let passphrase = match (config.keys.sealed, passphrase) {
             (true, None) => return Err(NodeError::NoPassphrase),
@@ -328,6 +337,7 @@ impl Node {
             port: address.port(),
             world: world.clone(),
             stop: stop.clone(),
+            directory: directory.clone(),
         })?;
         let (keyring, descriptors) = (Arc::clone(&rotation.keyring), rotation.descriptors.subscribe());
         let wishes = rotation.wishes.clone();
@@ -387,7 +397,7 @@ impl Node {
         let dummies = dummies.map(|known| Dummies::new(config.dummies.clone(), known.clone(), own, counters.clone()));
         let carry = Carry { db: db.clone(), rhythm, own: Some(own), dummies, directory, bandwidth, resolver };
         carry.spawn(&mut tasks, bells, outgoing, counters.clone(), world.clone(), stop);
-        info!(%nickname, key = %own, %address, "the node is up");
+        info!(%nickname, key = %own, listen = listed(&addresses), "the node is up");
         let control = NodeControl(Arc::new(Inner {
             addresses: addresses.clone(),
             keyring,
@@ -500,18 +510,9 @@ fn check_access(config: &NodeConfig, addresses: &[SocketAddr]) -> Result<(), Nod
     }
 }
 
-/// Says at the start what makes the node protect less than it could.
-fn warn_of_weakness(config: &NodeConfig, has_directory: bool) {
-    let insecurities = weaknesses(config);
-    if !insecurities.is_empty() {
-        let why = insecurities.join(", ");
-        warn!(why, "this node protects its users less than it could, and its descriptor says so");
-    }
-    if config.dummies.enabled && !has_directory {
-        warn!(
-            "no dummies are sent: network.directory and network.directory_key say where the node learns of other mixes"
-        );
-    }
+/// Addresses, for the log.
+fn listed(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" ")
 }
 
 /// Why the configuration is insecure, in the words that the descriptor publishes: the reference's where it has some, in
@@ -525,12 +526,13 @@ pub fn weaknesses(config: &NodeConfig) -> Vec<&'static str> {
         (pooled && mixing.minimum < LEAST_MINIMUM, "MixPoolMinSize is too small"),
         (pooled && mixing.rate > HIGHEST_RATE, "MixPoolRate is too high"),
         (mixing.interval < LEAST_INTERVAL, "Mix interval under 15 minutes"),
-        (!dummies.enabled || dummies.drop_mean == 0.0, "Dummies are not sent"),
+        (!dummies.enabled || dummies.drop_mean == 0.0, NO_DUMMIES),
+        (dummies.enabled && dummies.junk_period.is_zero(), "Idle links are not padded"),
     ];
     // An alpha version calls itself one, as the reference's all do.
     let alpha = !env!("CARGO_PKG_VERSION_PRE").is_empty();
     let alpha = alpha.then_some("Software is alpha");
-    let own = own.into_iter().filter_map(|(is_so, why)| is_so.then_some(why));
+    let own = own.into_iter().filter_map(|(is_so, why)| (is_so && !config.elsewhere.contains(&why)).then_some(why));
     alpha.into_iter().chain(config.elsewhere.iter().copied()).chain(own).collect()
 }
 
@@ -549,6 +551,11 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
         return Err(NodeError::StatsInterval);
     }
     KeyPlan::new(&config.keys)?;
+    if config.fragments.enabled
+        && u64::try_from(config.fragments.max_size).unwrap_or(u64::MAX) > config.fragments.max_stored
+    {
+        return Err(NodeError::Fragments);
+    }
     if config.smtp.enabled {
         mail_server(&config.smtp)?;
     }
