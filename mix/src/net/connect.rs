@@ -110,6 +110,9 @@ pub trait Cargo: Send {
     /// By what the caller knows a unit.
     type Id: Send;
 
+    /// The mix is reached, and it is the right one.
+    fn reached(&mut self) {}
+
     /// The next unit to send. `None`: there is none left; it is not asked again.
     fn next(&mut self) -> impl Future<Output = Option<Unit<Self::Id>>> + Send;
 
@@ -265,6 +268,7 @@ impl Connector {
                 None => Undelivered::Handshake { source },
             })?;
         link.get_mut().0.take_turns(PacketsGo::Out);
+        cargo.reached();
         let mut under_way = UnderWay::new(cargo);
         let ended = exchange(link, &mut under_way, &self.config).await;
         under_way.end();

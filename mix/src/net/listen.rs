@@ -104,6 +104,9 @@ pub struct Refused;
 
 /// Where packets go.
 pub trait PacketSink: Send + Sync + 'static {
+    /// A connection was let in.
+    fn arrived(&self) {}
+
     /// Stores a packet; returns when it is on disk, no earlier, because the sender then forgets it. Many are under way
     /// at a time, so that one flush may serve them all.
     fn store(&self, packet: Packet) -> impl Future<Output = Result<(), Refused>> + Send;
@@ -242,6 +245,7 @@ impl<S: PacketSink> MmtpListener<S> {
         let stream = Metered::new(stream, self.bandwidth.as_ref());
         let identity = Arc::clone(&self.identity.borrow());
         let sink = Arc::clone(&self.sink);
+        sink.arrived();
         let config = self.config.clone();
         connections.spawn(async move {
             let end = seat.end();

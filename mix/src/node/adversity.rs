@@ -530,7 +530,8 @@ async fn peers_that_reset_anywhere_cost_no_packet_and_make_none_twice() {
     first.take_at(&leg1[0].route, &packets).await;
     assert_eq!(into.left(), 0, "all has broken that was to break");
     rests_or(&[&first], &|| false).await;
-    let Counts { received, replayed, invalid, .. } = first.counts();
+    let Counts { connections, received, replayed, invalid, .. } = first.counts();
+    assert!(connections > BREAKS.len() as u64, "{connections}: after each break another");
     assert!(received > all, "what was taken and not answered came again");
     assert_eq!((replayed, invalid), (received - all, 0), "and was known");
     assert_eq!(first.queues()[1], all, "all are in the pool, each once");

@@ -87,6 +87,8 @@ macro_rules! counters {
 }
 
 counters! {
+    /// Connections of other mixes and clients that were let in.
+    connections,
     /// Packets that were taken from other mixes and clients.
     received,
     /// Packets that were answered REJECTED for want of room, padding included.
@@ -99,6 +101,10 @@ counters! {
     dropped,
     /// Packets that left the pool for other mixes.
     mixed,
+    /// Connections to other mixes that were begun.
+    attempted,
+    /// Those of them at whose end the right mix was.
+    connected,
     /// Packets that other mixes have taken.
     relayed,
     /// Attempts to reach a mix that failed.

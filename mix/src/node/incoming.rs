@@ -94,6 +94,10 @@ impl Incoming {
 }
 
 impl PacketSink for Incoming {
+    fn arrived(&self) {
+        self.counters.connections(1);
+    }
+
     async fn store(&self, packet: Packet) -> Result<(), Refused> {
         self.check_room()?;
         let (tell, told) = oneshot::channel();

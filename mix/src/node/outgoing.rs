@@ -151,9 +151,10 @@ impl Outgoing {
         let mut connections = JoinSet::new();
         for _ in 0..=more_seats.len() {
             let (this, next) = (self.clone(), next.clone());
-            let mut hold = Hold { load: load.clone(), settled: tell.clone() };
+            let mut hold = Hold { load: load.clone(), settled: tell.clone(), counters: self.counters.clone() };
             connections.spawn(async move { this.connect.hand_over(&next, &mut hold, now, &this.stop).await });
         }
+        self.counters.attempted(connections.len() as u64);
         drop(tell);
         // Ends when the connections have: their ends of the channel go with them.
         let sum = self.settle(told).await;
@@ -304,11 +305,16 @@ impl Unsent {
 struct Hold {
     load: Load,
     settled: UnboundedSender<Settled>,
+    counters: Counters,
 }
 
 impl connect::Cargo for Hold {
     /// And whether it is padding.
     type Id = (OutgoingId, bool);
+
+    fn reached(&mut self) {
+        self.counters.connected(1);
+    }
 
     async fn next(&mut self) -> Option<Unit<Self::Id>> {
         let mut unsent = self.load.0.lock().await;

@@ -166,6 +166,7 @@ async fn mix_that_is_away_is_tried_again_with_a_later_batch_and_all_its_packets(
     assert_eq!(bench.outgoing.serve(destination, &Seats::new(8), true).await.unwrap(), Served::Later(3));
     assert_eq!(bench.waiting(), 3, "nothing is lost");
     assert_eq!(bench.counts().unreachable, 1, "one attempt for all packets");
+    assert_eq!((bench.counts().attempted, bench.counts().connected), (1, 0));
 }
 
 /// A mix that answers nothing until more packets are on their way than go over one connection without an answer.
@@ -200,6 +201,8 @@ async fn many_packets_go_over_several_connections_each_of_them_once() {
     let served = timeout(PATIENCE, bench.outgoing.serve(destination, &seats, true)).await;
     assert_eq!(served.expect("more than one connection").unwrap(), Served::Taken);
     assert_eq!((bench.waiting(), bench.counts().relayed), (0, 3 * LOAD as u64));
+    let crate::node::Counts { attempted, connected, .. } = bench.counts();
+    assert!(attempted > 1 && attempted == connected, "{attempted} attempts, {connected} connections");
     let mut taken = mix.taken.lock().unwrap().clone();
     taken.sort_unstable();
     assert_eq!(taken, (0..3 * LOAD).map(usize::to_be_bytes).collect::<Vec<_>>());
