@@ -225,7 +225,7 @@ fn blamed(settings: &[Setting], places: &Places, path: &[String]) -> Option<usiz
 fn blame(setting: Option<Setting>, file: Option<(&Path, &Places)>, error: &Error, problem: BadSetting) -> ConfError {
     if let Some(Setting { variable, path, .. }) = setting {
         return match variable {
-            Some(variable) => ConfError::Environment { variable, problem: problem.as_variables() },
+            Some(variable) => ConfError::Environment { variable, problem: problem.in_variables() },
             None => ConfError::Override { key: path.join("."), problem },
         };
     }
@@ -241,7 +241,7 @@ fn blame(setting: Option<Setting>, file: Option<(&Path, &Places)>, error: &Error
 
 impl BadSetting {
     /// Keys that may be meant, as variables are called.
-    fn as_variables(self) -> Self {
+    fn in_variables(self) -> Self {
         let named =
             |key: String| format!("{ENVIRONMENT_PREFIX}{}", key.to_ascii_uppercase().replace('.', LEVEL_SEPARATOR));
         match self {

@@ -551,9 +551,7 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
         return Err(NodeError::StatsInterval);
     }
     KeyPlan::new(&config.keys)?;
-    if config.fragments.enabled
-        && u64::try_from(config.fragments.max_size).unwrap_or(u64::MAX) > config.fragments.max_stored
-    {
+    if config.fragments.enabled && config.fragments.max_size > config.fragments.max_stored {
         return Err(NodeError::Fragments);
     }
     if config.smtp.enabled {

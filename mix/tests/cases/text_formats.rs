@@ -283,7 +283,7 @@ fn signers(case: &Value, found: &Directory, source: &str) -> Vec<KeyId> {
     // The reference counts those alone that the directory itself lists as voters, in capitals; and of two signatures of
     // one key the last alone. Here trust is the caller's to say, and one good signature is enough.
     if case["kind"] != "ServerDirectory" {
-        let listed = |signer: &KeyId| source.contains(&format!("Voting-Server: {} ", signer.to_string()));
+        let listed = |signer: &KeyId| source.contains(&format!("Voting-Server: {signer} "));
         let several = source.matches("[Signed-Directory]").count() > 1;
         let may_differ = |signer: &&KeyId| several || !listed(signer);
         let others: Vec<_> =

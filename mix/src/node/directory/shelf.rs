@@ -220,7 +220,7 @@ impl Shelf {
         if self.names.insert(descriptor.key_id(), descriptor.nickname().clone()).is_some() {
             return Ok(());
         }
-        let line = |(key_id, nickname): (&KeyId, &Nickname)| format!("{} {nickname}\n", key_id.to_string());
+        let line = |(key_id, nickname): (&KeyId, &Nickname)| format!("{key_id} {nickname}\n");
         let lines: String = self.names.iter().map(line).collect();
         let written = write_durably(&self.home.join(NAMES), lines.as_bytes());
         if written.is_err() {
