@@ -229,7 +229,6 @@ pub struct Running {
     pub network: Option<Network>,
     /// The gateway's mail: outbox, inbox, maildrops.
     pub mail: Option<Db>,
-    metrics: Option<SocketAddr>,
     counters: Counters,
     accounts: Option<Accounts>,
     reply_to: watch::Sender<BTreeMap<String, ExitAddress>>,
@@ -277,7 +276,6 @@ impl Gateway {
             directory: None,
             network: None,
             mail: None,
-            metrics: None,
             counters: Counters::default(),
             accounts: None,
             reply_to: watch::channel(BTreeMap::new()).0,
@@ -319,11 +317,6 @@ impl Running {
     /// What the operator may ask of the node and change, if this process is one.
     pub fn node(&self) -> Option<NodeControl> {
         self.node.as_ref().map(|node| node.control.clone())
-    }
-
-    /// Where metrics are served.
-    pub fn metrics(&self) -> Option<SocketAddr> {
-        self.metrics
     }
 
     /// Lets what can change while the process runs be as in `config`: what [`NodeControl::apply`] says of the node, and
@@ -459,7 +452,6 @@ impl Running {
     ) -> Result<(), StartError> {
         let Some(address) = config.metrics.listen else { return Ok(()) };
         let listener = bind_loopback(sockets, address, "metrics", "metrics.listen").await?;
-        self.metrics = local_address(&listener, "metrics")?;
         self.tasks.spawn(metrics::serve(listener, node.control.clone(), self.stop.clone()));
         Ok(())
     }

@@ -313,11 +313,6 @@ impl Directory {
         self.newest(|descriptor| descriptor.nickname() == nickname && descriptor.is_valid_at(now)).pop()
     }
 
-    /// The descriptor of the mix with this identity that counts at `now`.
-    pub fn by_key_id(&self, key_id: KeyId, now: SystemTime) -> Option<Arc<Descriptor>> {
-        self.newest(|descriptor| descriptor.key_id() == key_id && descriptor.is_valid_at(now)).pop()
-    }
-
     /// The canonical text, signatures included: what is stored and read again.
     pub fn text(&self) -> &str {
         &self.text
@@ -651,7 +646,7 @@ impl DirectoryFields {
         writer.entry("Recommended-Servers", &recommended.into_iter().collect::<Vec<_>>().join(", "))?;
         let voters: BTreeSet<_> = self.voters.iter().collect();
         for Voter { key_id, url } in voters {
-            writer.entry("Voting-Server", &format!("{} {url}", key_id.to_string()))?;
+            writer.entry("Voting-Server", &format!("{key_id} {url}"))?;
         }
         writer.section(SOFTWARE);
         writer.entry("MixminionClient", &sorted_versions(&self.client_versions).join(", "))?;

@@ -312,8 +312,6 @@ fn the_directory_gives_for_each_mix_the_newest_descriptor_in_force() {
     assert_eq!(found.live(day(21)), std::slice::from_ref(&old));
     assert_eq!(found.live_during(day(1), day(25)), [old]);
     assert_eq!(found.by_nickname(&name("ALICE"), day(1)), Some(newer));
-    assert_eq!(found.by_key_id(key_id(1), day(1)), Some(bob.clone()));
-    assert_eq!(found.by_key_id(key_id(1), day(4)), None);
     assert!(found.is_recommended(&bob));
     assert_eq!(found.client_versions(), ["0.0.7", "0.0.8alpha3"]);
     assert_eq!(found.server_versions(), ["0.0.8alpha3", "0.0.8rc2", "0.0.8"]);

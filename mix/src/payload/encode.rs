@@ -6,7 +6,7 @@ use std::fmt;
 
 use rand::CryptoRng;
 
-use super::compress::{compress, expansion_limit};
+use super::compress::compress;
 use super::fragment::{self, Fragmentation};
 use super::{Capacity, SINGLETON_HEADER_LEN};
 use crate::crypto::{Digest, sha1};
@@ -67,7 +67,6 @@ pub struct Encoding {
     capacity: Capacity,
     /// None for a singleton.
     fragmentation: Option<Fragmentation>,
-    overcompressed: bool,
 }
 
 /// Prints nothing of the content.
@@ -85,9 +84,8 @@ impl Encoding {
     /// [`Unencodable`].
     pub fn new(message: &[u8], capacity: Capacity, reassembled_for: Option<&Exit>) -> Result<Self, Unencodable> {
         let mut compressed = compress(message);
-        let overcompressed = message.len() > expansion_limit(compressed.len());
         if compressed.len() <= capacity.singleton_len() {
-            return Ok(Self { compressed, capacity, fragmentation: None, overcompressed });
+            return Ok(Self { compressed, capacity, fragmentation: None });
         }
         if let Some(exit) = reassembled_for {
             // After compression and with the type first: here the reference differs from E2E-spec 2.2.2.1.
@@ -95,18 +93,13 @@ impl Encoding {
         }
         let len = u32::try_from(compressed.len()).map_err(|_| Unencodable::TooLong { len: compressed.len() })?;
         let fragmentation = Fragmentation::new(len, capacity).expect("more than a singleton holds, so two fragments");
-        Ok(Self { compressed, capacity, fragmentation: Some(fragmentation), overcompressed })
+        Ok(Self { compressed, capacity, fragmentation: Some(fragmentation) })
     }
 
     /// Payloads of the message: as many packets, or reply blocks, are needed.
     pub fn count(&self) -> usize {
         self.fragmentation
             .map_or(1, |fragmentation| usize::try_from(fragmentation.fragments()).expect("fits: it can be in memory"))
-    }
-
-    /// Whether the recipient's side will take it for a bomb and hand it over compressed (E2E-spec 2.3.2).
-    pub fn is_overcompressed(&self) -> bool {
-        self.overcompressed
     }
 
     /// The payloads: one, or fragments in order; whoever sends them mixes that up. Takes from `rng` the padding of a
@@ -164,7 +157,7 @@ fn singleton(compressed: &[u8], capacity: Capacity, rng: &mut impl CryptoRng) ->
 mod tests {
     use proptest::prelude::*;
 
-    use super::{Encoding, Unencodable, count, encode};
+    use super::{Unencodable, count, encode};
     use crate::crypto::CounterRng;
     use crate::crypto::stream::{StreamKey, prng};
     use crate::packet::RoutingType;
@@ -189,12 +182,6 @@ mod tests {
             assert_eq!(count(&noise(longest(capacity)), capacity, None), Ok(1));
             assert_eq!(count(&noise(longest(capacity) + 1), capacity, None), Ok(3));
         }
-    }
-
-    #[test]
-    fn bomb_is_known_before_it_is_sent() {
-        assert!(Encoding::new(&[0; 100_000], Capacity::Plain, None).unwrap().is_overcompressed());
-        assert!(!Encoding::new(&[0; 20_000], Capacity::Plain, None).unwrap().is_overcompressed());
     }
 
     #[test]

@@ -520,36 +520,7 @@ pub enum StoreError {
     },
 }
 
-/// What to do about a [`StoreError`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StoreErrorKind {
-    /// Try again later.
-    Unavailable,
-    /// The operator must mend folder, disk, or version first.
-    Operator,
-    /// Ours.
-    Bug,
-}
-
 impl StoreError {
-    /// What to do about it.
-    pub fn kind(&self) -> StoreErrorKind {
-        match self {
-            Self::Full | Self::Busy | Self::Undone | Self::Closed => StoreErrorKind::Unavailable,
-            Self::Open { .. }
-            | Self::File { .. }
-            | Self::Folder { .. }
-            | Self::Locked { .. }
-            | Self::SchemaVersion { .. }
-            | Self::Slots { .. }
-            | Self::Corrupt { .. } => StoreErrorKind::Operator,
-            Self::Sqlite { source } if source.sqlite_error_code() == Some(ErrorCode::SystemIoFailure) => {
-                StoreErrorKind::Operator
-            }
-            Self::Missing { .. } | Self::Panicked { .. } | Self::Nested | Self::Sqlite { .. } => StoreErrorKind::Bug,
-        }
-    }
-
     /// What the other steps of a group hear when this failure undid them too.
     fn echo(&self) -> Self {
         match self {

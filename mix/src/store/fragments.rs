@@ -403,18 +403,6 @@ pub fn load(view: &View<'_>, message: FragmentedId) -> Result<Option<ReadyMessag
     Ok(Some(ReadyMessage { id: message, message_id, shape, chunks }))
 }
 
-/// [`load`] and [`complete`] in one step, for small messages.
-///
-/// # Errors
-/// What the database says.
-pub fn take_ready(tx: &Tx<'_>, message: FragmentedId, now: SystemTime) -> Result<Option<ReadyMessage>, StoreError> {
-    let ready = load(tx, message)?;
-    if ready.is_some() {
-        complete(tx, message, now)?;
-    }
-    Ok(ready)
-}
-
 /// Deletes the fragments of a message and takes no more of it: it was put together, or cannot be, or the user gave it
 /// up. Says whether it was there; if not, it was completed before, and what was made of it must not be used twice.
 ///
@@ -514,7 +502,6 @@ fn shape(row: &Row<'_>, column: usize) -> Result<Shape, StoreError> {
 mod tests {
     use super::{
         Addition, FragmentFacts, FragmentedId, SCHEMA, Shape, add, complete, expire, list, load, prune, ready,
-        take_ready,
     };
     use crate::store::Db;
     use crate::store::testing::{digest, fresh, hour, reopened};
@@ -556,7 +543,8 @@ mod tests {
         assert_eq!(put(&db, "mark", "m", 5), Addition::Added { message, ready: true, displaced: 0 });
         assert_eq!(db.read(|view| ready(view, "mark", None, 10)).unwrap(), [message]);
         assert!(db.read(|view| ready(view, "sam", None, 10)).unwrap().is_empty());
-        let whole = db.write(move |tx| take_ready(tx, message, hour(0))).unwrap().unwrap();
+        let whole = db.read(move |view| load(view, message)).unwrap().unwrap();
+        assert!(db.write(move |tx| complete(tx, message, hour(0))).unwrap());
         assert_eq!((whole.message_id, whole.shape), (digest("m"), SHAPE));
         assert_eq!(whole.chunks, [vec![(0, data(0)), (2, data(2))], vec![(1, data(4)), (2, data(5))]]);
         assert_eq!(put(&db, "mark", "m", 1), Addition::AlreadyDone);

@@ -15,7 +15,7 @@ pub mod replay;
 mod slots;
 pub mod surbs;
 
-pub use db::{Db, Schema, StoreError, StoreErrorKind, Tx, View};
+pub use db::{Db, Schema, StoreError, Tx, View};
 
 /// The tables of a node's database.
 pub const NODE_SCHEMAS: [Schema; 3] = [queue::SCHEMA, replay::SCHEMA, fragments::SCHEMA];

@@ -242,7 +242,8 @@ fn check_delivery(reassembled: &[u8], exit: Option<&Exit>, message: &[u8]) -> Re
         ensure!(decompress(reassembled, message.len()).is_ok_and(|text| text == message), "another message comes out");
         return Ok(());
     };
-    let (found, content) = ExitContent::from_reassembled(reassembled).map_err(|e| e.to_string())?;
+    let (found, compressed) = ExitContent::split_reassembled(reassembled).map_err(|e| e.to_string())?;
+    let content = ExitContent::from_compressed(compressed.to_vec()).map_err(|e| e.to_string())?;
     ensure!(found == *exit, "another exit address comes out");
     let ExitContent::Plain { body, .. } = content else { return Err(format!("{content:?}")) };
     ensure!(message.ends_with(&body), "another body comes out");
