@@ -230,7 +230,7 @@ async fn sealed_keys_need_their_passphrase_and_settings_that_make_no_sense_are_n
     house.until_listed(&up.node).await;
     up.ended().await;
     let refused = house.node(&config, Some("open barley")).await.err().unwrap();
-    assert!(matches!(refused, NodeError::Keys(KeyError::Sealed { .. })) && !refused.is_configuration());
+    assert!(matches!(refused, NodeError::Keys(KeyError::Sealed { .. })) && refused.is_configuration());
     config.keys.sealed = false;
     let refused = house.node(&config, None).await.err().unwrap();
     assert!(matches!(refused, NodeError::Keys(KeyError::NoPassphrase { .. })));
