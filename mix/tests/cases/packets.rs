@@ -288,7 +288,7 @@ fn follow(mut packet: Packet, hops: &[Value], servers: &[Server]) -> Result<Opti
 fn check_relay(hop: &Value, next: &mix::packet::NextHop, packet: &Packet) -> Result<(), String> {
     let (_, info) = next.to_routing();
     ensure_eq!(to_hex(&info), text(&hop["routing_info_hex"]), "routing info");
-    ensure_eq!(next.key_id().to_string(), text(&hop["next_keyid_hex"]), "next key id");
+    ensure_eq!(Some(next.key_id()), KeyId::from_fingerprint(text(&hop["next_keyid_hex"])), "next key id");
     ensure_eq!(u64::from(next.port()), hop["next_port"].as_u64().unwrap(), "next port");
     let host = hop.get("next_host").or(hop.get("next_ip")).unwrap();
     ensure_eq!(next.host(), text(host), "next host");

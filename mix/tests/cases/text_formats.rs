@@ -65,7 +65,7 @@ fn descriptor(case: &Value, now: SystemTime) -> Result<(), String> {
     };
     ensure_eq!(found.nickname().as_str(), text(&case["nickname"]), "nickname");
     ensure_eq!(found.digest().to_string(), text(&case["digest_hex"]), "digest");
-    ensure_eq!(found.key_id().to_string(), text(&case["keyid_hex"]), "key id");
+    ensure_eq!(to_hex(&found.key_id().0), text(&case["keyid_hex"]), "key id");
     ensure_eq!(to_hex(&sha1(&[&found.packet_key().to_der()]).0), text(&case["packet_key_sha1_hex"]), "packet key");
     ensure_eq!(found.published(), at(&case["published"]), "published");
     ensure_eq!(found.valid_after(), at(&case["valid_after"]), "valid after");
