@@ -3,12 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
 use std::fs::{self, Permissions};
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use mixgate_tests::pop3::Pop3;
 use mixgate_tests::program::{Program, STOPPING, binary, command, free_ports};
@@ -196,6 +197,35 @@ fn reload_changes_what_can_change_and_says_what_cannot() {
     });
     // What waits is said again, and nothing twice.
     assert_eq!(node.done(&["node", "reload"]), "nothing has changed\nwaits for a restart: node.listen\n");
+    program.stop();
+}
+
+/// Whether somebody who connects there is let in: whoever is not is hung up on at once.
+fn is_let_in(address: SocketAddr) -> bool {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    stream.read(&mut [0]).is_err_and(|e| matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut))
+}
+
+#[test]
+fn rules_for_connections_hold_from_sighup_on_and_for_those_that_are_there_too() {
+    let node = Node::new();
+    let mut program = node.start();
+    let mut there = TcpStream::connect(node.address).unwrap();
+    there.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(is_let_in(node.address));
+    let deny = "[node.incoming]\naccess = [\"deny 127.0.0.1\", \"allow * 1-65535\"]\n";
+    node.write(&(node.config() + deny));
+    program.signal("HUP");
+    program.until("the rule in the log", |program| {
+        program.stderr().contains("changed=\"node.incoming.access\"").then_some(())
+    });
+    assert!(!is_let_in(node.address));
+    assert_eq!(there.read(&mut [0]).unwrap_or(0), 0, "whoever was there is hung up on");
+    node.write(&node.config());
+    assert_eq!(node.done(&["node", "reload"]), "changed: node.incoming.access\n");
+    assert!(is_let_in(node.address));
+    assert!(!program.stderr().contains("wait for a restart"), "{}", program.stderr());
     program.stop();
 }
 

@@ -616,4 +616,6 @@ fn mbox_way(config: &MboxDeliveryConfig, mailboxes: Arc<dyn LocalMailboxes<Arriv
 }
 
 #[cfg(test)]
+mod reloads;
+#[cfg(test)]
 mod tests;

@@ -118,8 +118,12 @@ async fn node(home: &tempfile::TempDir, stop: &CancellationToken) -> (NodeConfig
     (config, running)
 }
 
-async fn started(config: &NodeConfig, stop: &CancellationToken) -> RunningNode {
-    let parts = Parts {
+pub(super) async fn started(config: &NodeConfig, stop: &CancellationToken) -> RunningNode {
+    Node::start(config, parts(stop)).await.unwrap()
+}
+
+pub(super) fn parts(stop: &CancellationToken) -> Parts {
+    Parts {
         world: World::real(),
         counters: Counters::default(),
         mailboxes: None,
@@ -128,8 +132,7 @@ async fn started(config: &NodeConfig, stop: &CancellationToken) -> RunningNode {
         passphrase: None,
         sockets: Inherited::default(),
         stop: stop.clone(),
-    };
-    Node::start(config, parts).await.unwrap()
+    }
 }
 
 #[tokio::test]

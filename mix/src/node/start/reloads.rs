@@ -1,0 +1,253 @@
+//! What of a running node changes when its settings do: each group of them, without a restart.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::*;
+use crate::deliver::mbox::NotDelivered;
+use crate::net::addresses::Access;
+use crate::net::connect::{ConnectConfig, Outcome, Unit, deliver};
+use crate::net::listen::{PacketSink, Refused};
+use crate::node::config::DummiesConfig;
+use crate::node::testing::{PATIENCE, hop, listening, network, noon_world};
+use crate::packet::{HostRoute, NextHop, PACKET_LEN, Packet, RoutingType};
+use crate::payload::compress::compress;
+use crate::store::queue::exit;
+use crate::store::queue::pool::{self, PoolItem};
+
+/// Longer than nothing takes on a busy machine, and short enough to wait for it.
+const MOMENT: Duration = Duration::from_millis(200);
+
+/// A node of one test.
+struct Story {
+    config: NodeConfig,
+    running: RunningNode,
+    counters: Counters,
+    stop: CancellationToken,
+    _home: tempfile::TempDir,
+}
+
+impl Story {
+    async fn begin(change: impl FnOnce(&mut NodeConfig), more: impl FnOnce(&mut Parts)) -> Self {
+        let (home, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+        let mut config = NodeConfig { home: home.path().join("node"), ..NodeConfig::default() };
+        config.listen = SocketAddr::from(([127, 0, 0, 1], 0)).into();
+        config.mixing.rule = MixRule::Timed;
+        config.mixing.interval = Duration::from_millis(20);
+        change(&mut config);
+        let mut parts = tests::parts(&stop);
+        more(&mut parts);
+        let counters = parts.counters.clone();
+        let running = Node::start(&config, parts).await.unwrap();
+        Self { config, running, counters, stop, _home: home }
+    }
+
+    /// The operator changes the settings while the node runs.
+    fn reload(&mut self, change: impl FnOnce(&mut NodeConfig)) {
+        change(&mut self.config);
+        self.running.control.apply(&self.config).unwrap();
+    }
+
+    async fn end(self) {
+        self.stop.cancel();
+        self.running.ended().await;
+    }
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let poll = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, poll).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+fn access(rules: &[&str]) -> Access {
+    Access::try_from(rules.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap()
+}
+
+fn packet() -> Packet {
+    Packet::from_bytes(&[5; PACKET_LEN]).unwrap()
+}
+
+/// Whether the other side has hung up, or does within some time.
+async fn hangs_up(stream: &mut TcpStream, within: Duration) -> bool {
+    timeout(within, stream.read(&mut [0])).await.is_ok()
+}
+
+/// Whether whoever connects now is let in.
+async fn is_let_in(address: SocketAddr) -> bool {
+    !hangs_up(&mut TcpStream::connect(address).await.unwrap(), MOMENT).await
+}
+
+#[tokio::test]
+async fn rules_hold_for_newcomers_and_for_those_who_are_there_and_are_published() {
+    let mut story = Story::begin(|_| {}, |_| {}).await;
+    let address = story.running.address;
+    let mut there = TcpStream::connect(address).await.unwrap();
+    assert!(is_let_in(address).await);
+    let mut descriptors = story.running.descriptors();
+    story.reload(|config| config.incoming.access = access(&["deny 127.0.0.1", "allow * 1-65535"]));
+    assert!(!is_let_in(address).await);
+    assert!(hangs_up(&mut there, PATIENCE).await, "whoever was there");
+    timeout(PATIENCE, descriptors.changed()).await.unwrap().unwrap();
+    assert!(story.running.descriptor().text().contains("\nDeny: 127.0.0.1\n"));
+    story.reload(|config| config.incoming.access = Access::default());
+    assert!(is_let_in(address).await);
+    // Nobody would come in any more: nothing of it is taken.
+    let mut nobody = story.config.clone();
+    nobody.incoming.access = access(&["allow *"]);
+    assert!(matches!(story.running.control.apply(&nobody), Err(NodeError::Access { .. })));
+    assert!(is_let_in(address).await);
+    story.end().await;
+}
+
+#[tokio::test]
+async fn limits_that_are_lowered_hold_for_newcomers() {
+    let mut story = Story::begin(|_| {}, |_| {}).await;
+    let address = story.running.address;
+    let mut there = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+    assert!(is_let_in(address).await);
+    story.reload(|config| config.incoming.max_connections_per_address = 2);
+    assert!(!is_let_in(address).await);
+    for stream in &mut there {
+        assert!(!hangs_up(stream, MOMENT).await, "they have their seats");
+    }
+    story.reload(|config| config.incoming.max_connections_per_address = 3);
+    assert!(is_let_in(address).await);
+    story.end().await;
+}
+
+/// A mix that takes everything.
+struct Taking;
+
+impl PacketSink for Taking {
+    async fn store(&self, _: Packet) -> Result<(), Refused> {
+        Ok(())
+    }
+
+    async fn forget(&self, _: Packet) -> Result<(), Refused> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn mix_that_the_rules_forbade_is_reached_when_they_do_not_any_more() {
+    let denied = access(&["deny 127.0.0.1", "allow * 1-65535"]);
+    let mut story = Story::begin(|config| config.outgoing.access = denied, |_| {}).await;
+    let port = listening(2, Taking, &story.stop).await;
+    let next = NextHop::Host(hop(2, port).route);
+    story.running.db.write(move |tx| pool::insert(tx, &PoolItem::Relay { next, packet: packet() })).unwrap();
+    let counters = story.counters.clone();
+    until("a try that the rules forbid", || counters.snapshot().denied > 0).await;
+    story.reload(|config| config.outgoing.access = Access::default());
+    until("the packet", || counters.snapshot().relayed == 1).await;
+    story.end().await;
+}
+
+#[tokio::test]
+async fn dummies_begin_and_end() {
+    let home = tempfile::tempdir().unwrap();
+    let world = noon_world(0x7265_6c6f_6164);
+    let known = network(home.path(), 2..=5, &world);
+    let dummies = |config: &mut NodeConfig| config.dummies.enabled = false;
+    let mut story = Story::begin(dummies, |parts| parts.directory = Some(known)).await;
+    let noon = story.counters.clone();
+    tokio::time::sleep(MOMENT).await;
+    assert_eq!(noon.snapshot().dummies, 0);
+    // All others are away; the dummies wait for them.
+    story
+        .reload(|config| config.dummies = DummiesConfig { enabled: true, drop_mean: 20.0, ..DummiesConfig::default() });
+    until("a dummy", || noon.snapshot().dummies > 0).await;
+    story.reload(|config| config.dummies.enabled = false);
+    tokio::time::sleep(MOMENT).await;
+    let made = noon.snapshot().dummies;
+    tokio::time::sleep(MOMENT).await;
+    assert_eq!(noon.snapshot().dummies, made);
+    story.end().await;
+}
+
+/// What a node answers to one packet.
+async fn offered(story: &Story) -> Outcome {
+    let descriptor = story.running.descriptor();
+    let route = HostRoute { port: story.running.address.port(), ..descriptor.route().unwrap().clone() };
+    let (next, now) = (NextHop::Host(route), World::real().now());
+    let units = vec![Unit::packet(0, packet())];
+    let delivery = deliver(&next, units, &ConnectConfig::default(), now, &CancellationToken::new()).await;
+    delivery.outcomes[0].1
+}
+
+#[tokio::test]
+async fn reserve_of_disk_space_is_kept_from_the_reload_on() {
+    let mut story = Story::begin(|_| {}, |_| {}).await;
+    assert_eq!(offered(&story).await, Outcome::Delivered);
+    story.reload(|config| config.disk_reserve = u64::MAX);
+    let counters = story.counters.clone();
+    let refused = async { while offered(&story).await != Outcome::Rejected {} };
+    timeout(PATIENCE, refused).await.expect("no disk has so much room");
+    assert!(counters.snapshot().rejected > 0);
+    story.reload(|config| config.disk_reserve = 0);
+    let taken = async { while offered(&story).await != Outcome::Delivered {} };
+    timeout(PATIENCE, taken).await.expect("there is room again");
+    story.end().await;
+}
+
+#[tokio::test]
+async fn statistics_begin_and_end() {
+    let mut story = Story::begin(|config| config.stats.enabled = false, |_| {}).await;
+    let control = story.running.control.clone();
+    assert!(control.report().is_none());
+    story.counters.received(50_000);
+    story.reload(|config| config.stats.enabled = true);
+    until("a report", || control.report().is_some()).await;
+    let received = |report: &crate::node::stats::Report| report.figures[0];
+    assert_eq!(received(&control.report().unwrap()), ("received", 1000), "what was not counted stays so");
+    story.reload(|config| config.stats.enabled = false);
+    until("no report", || control.report().is_none()).await;
+    assert!(story.config.home.join("statistics.state").exists(), "kept at the end");
+    story.end().await;
+}
+
+/// The mailbox of `frida`, which may be away.
+#[derive(Default)]
+struct Frida {
+    away: AtomicBool,
+    got: Mutex<usize>,
+}
+
+impl LocalMailboxes<Arrival> for Frida {
+    fn deliver(&self, _: &str, _: &crate::crypto::Digest, _: &Arrival) -> Result<(), NotDelivered> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(NotDelivered::Unavailable("away".into()));
+        }
+        *self.got.lock().unwrap() += 1;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn mail_that_waits_when_its_delivery_is_switched_off_is_kept_and_what_comes_then_is_dropped() {
+    let frida = Arc::new(Frida::default());
+    frida.away.store(true, Ordering::Relaxed);
+    let (mailboxes, on) = (frida.clone(), |config: &mut NodeConfig| config.mbox.enabled = true);
+    let mut story = Story::begin(on, |parts| parts.mailboxes = Some(mailboxes)).await;
+    let db = story.running.db.clone();
+    let comes = || db.write(|tx| exit::insert_message(tx, RoutingType::MBOX, b"frida", &compress(b"\ntext"))).unwrap();
+    comes();
+    story.reload(|config| config.mbox.enabled = false);
+    comes();
+    let counters = story.counters.clone();
+    until("the second is dropped", || counters.snapshot().undeliverable == 1).await;
+    assert_eq!(db.read(exit::count).unwrap(), 1, "the first waits");
+    frida.away.store(false, Ordering::Relaxed);
+    story.reload(|config| config.mbox.enabled = true);
+    comes();
+    until("what comes now", || *frida.got.lock().unwrap() >= 1).await;
+    assert_eq!(counters.snapshot().undeliverable, 1);
+    story.end().await;
+}
