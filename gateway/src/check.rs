@@ -53,9 +53,6 @@ pub fn check(config: &Config) -> Result<(), StartError> {
             return Err(StartError::NoIdentity);
         }
         reply_addresses(&gateway.identities, node)?;
-        if gateway.sender.interval.is_zero() {
-            return Err(StartError::Interval);
-        }
         Style::new(&gateway.sender.path, &gateway.sender.reply_path, gateway.sender.reply_block_lifetime)?;
         gateway.smtp.policy().map_err(NotServing::from)?;
     }
@@ -414,9 +411,6 @@ mod tests {
     #[test]
     fn each_role_is_looked_at() {
         assert!(matches!(check(&Config::default()), Err(StartError::NoRole)));
-        let mut config = node();
-        config.node.mixing.interval = Duration::ZERO;
-        assert!(matches!(check(&config), Err(StartError::Node(mix::node::NodeError::Interval))));
         let mut config = node();
         config.directory.enabled = true;
         config.directory.url = "nowhere".into();

@@ -6,10 +6,10 @@ use std::time::SystemTime;
 
 use mix::crypto::Digest;
 use mix::deliver::mbox::{LocalMailboxes, NotDelivered};
-use mix::directory::{Directory, Nickname};
-use mix::node::World;
+use mix::directory::Directory;
 use mix::node::network::Network;
 use mix::node::sender::{self, Style, Wish};
+use mix::node::{NodeControl, World};
 use mix::path::ExitAddress;
 use mix::store::inbox::{self, Arrival};
 use mix::store::outbox::{self, Mail};
@@ -23,8 +23,8 @@ use crate::accounts::Accounts;
 pub(crate) struct KnownExits {
     pub(crate) network: Network,
     pub(crate) world: World,
-    /// The node in this process that keeps mail for these accounts, if there is one.
-    pub(crate) own: Option<(Nickname, Accounts)>,
+    /// The node in this process, which may keep mail for these accounts, if there is one.
+    pub(crate) own: Option<(NodeControl, Accounts)>,
     /// How mail is packed.
     pub(crate) style: Style,
     /// Where answers to each identity arrive, if reply blocks go with its mail.
@@ -33,11 +33,11 @@ pub(crate) struct KnownExits {
 
 impl KnownExits {
     fn largest_for(&self, directory: &Directory, to: &ExitAddress, now: SystemTime) -> Result<u64, NoExit> {
-        if let (ExitAddress::Mbox { name, server: Some(server) }, Some((own, accounts))) = (to, &self.own)
-            && server == own
-            && !accounts.contains(name)
-        {
-            return Err(NoExit::Unsupported);
+        if let (ExitAddress::Mbox { name, server: Some(server) }, Some((own, accounts))) = (to, &self.own) {
+            let own = own.descriptor();
+            if server == own.nickname() && own.mbox().is_some() && !accounts.contains(name) {
+                return Err(NoExit::Unsupported);
+            }
         }
         let largest = match to {
             ExitAddress::Smtp(_) | ExitAddress::Mbox { server: Some(_), .. } => {

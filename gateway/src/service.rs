@@ -35,30 +35,38 @@ const SETTLING_BOUND: Duration = Duration::from_secs(10);
 /// Requests that wait for the service.
 const REQUESTS: usize = 8;
 
-/// Keys, or sections, that can change while the process runs. All others need a restart: they are bound to a port, a folder
-/// or a name that directories know.
-const CHANGEABLE: [&str; 20] = [
+/// Keys, or sections, that can change while the process runs: all of a node but what is bound to a socket that is open
+/// (`node.listen`, `node.incoming.max_unsent`), to a folder, to the name that directories know, and to how its keys were
+/// read. A gateway changes its identities alone, and a directory server nothing.
+const CHANGEABLE: [&str; 28] = [
     "log.level",
     IDENTITIES,
+    "network",
     "node.contact",
     "node.contact_fingerprint",
     "node.comments",
     "node.host",
     "node.port",
+    "node.disk_reserve",
     "node.keys.lifetime",
     "node.keys.overlap",
     "node.keys.ahead",
     "node.mixing",
-    "node.outgoing.retry",
-    // Not whether it is enabled: what comes for a delivery that is off is dropped, and only a start tells it from what waits.
-    "node.smtp.max_size",
-    "node.smtp.inflate_max",
-    "node.smtp.retry",
-    "node.smtp.server",
-    "node.smtp.mail",
-    "node.mbox.max_size",
+    "node.dummies",
+    "node.incoming.access",
+    "node.incoming.max_connections",
+    "node.incoming.max_connections_per_address",
+    "node.incoming.handshake_timeout",
+    "node.incoming.idle_timeout",
+    "node.incoming.max_lifetime",
+    "node.incoming.max_packets",
+    "node.incoming.stop_timeout",
+    "node.outgoing",
+    "node.bandwidth",
+    "node.smtp",
+    "node.mbox",
     "node.fragments",
-    "node.stats.interval",
+    "node.stats",
 ];
 /// The key that holds passwords.
 const IDENTITIES: &str = "gateway.identities";
@@ -336,15 +344,49 @@ fn json(done: &impl Serialize) -> Result<Value, Refusal> {
 
 #[cfg(test)]
 mod tests {
-    use super::can_change;
+    use super::{CHANGEABLE, can_change};
+    use crate::Config;
+
+    /// All settings of the program.
+    fn keys() -> Vec<String> {
+        let mut keys = Vec::new();
+        below("", &serde_json::to_value(Config::default()).unwrap(), &mut keys);
+        keys.sort();
+        keys
+    }
+
+    fn below(above: &str, value: &serde_json::Value, keys: &mut Vec<String>) {
+        match value.as_object() {
+            Some(section) => section.iter().for_each(|(name, value)| {
+                let key = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
+                below(&key, value, keys);
+            }),
+            None => keys.push(above.to_owned()),
+        }
+    }
 
     #[test]
     fn what_a_port_or_a_folder_is_bound_to_waits_for_a_restart() {
-        for key in ["log.level", "node.mixing.interval", "gateway.identities", "node.smtp.server.host", "node.host"] {
-            assert!(can_change(key), "{key}");
-        }
-        for key in ["node.listen", "node.nickname", "node.home", "node.keys.sealed", "node.mixingx"] {
-            assert!(!can_change(key), "{key}");
+        let fixed: Vec<_> = keys().into_iter().filter(|key| !can_change(key)).collect();
+        let of_the_node: Vec<_> = fixed.iter().filter(|key| key.starts_with("node.")).collect();
+        let expected = [
+            "node.enabled",
+            "node.home",
+            "node.incoming.max_unsent",
+            "node.keys.identity_bits",
+            "node.keys.sealed",
+            "node.listen",
+            "node.nickname",
+        ];
+        assert_eq!(of_the_node, expected.each_ref());
+        let others = fixed.iter().filter(|key| !key.starts_with("node."));
+        assert!(others.clone().all(|key| ["gateway.", "directory.", "metrics."].iter().any(|it| key.starts_with(it))));
+        assert!(!can_change("node.mixingx"));
+        for key in CHANGEABLE {
+            assert!(
+                keys().iter().any(|known| known == key || known.starts_with(&format!("{key}."))),
+                "{key} is no setting"
+            );
         }
     }
 }

@@ -126,9 +126,6 @@ pub enum StartError {
         /// What the node in this process is called.
         node: String,
     },
-    /// The interval of the sender is zero.
-    #[error("gateway.sender.interval must be longer than nothing")]
-    Interval,
     /// Metrics of nothing.
     #[error("metrics.listen: these are the statistics of a node, and node.enabled is false")]
     NoMetrics,
@@ -152,7 +149,6 @@ impl StartError {
             | Self::Identity { .. }
             | Self::ReplyTo { .. }
             | Self::NoMailbox { .. }
-            | Self::Interval
             | Self::NoMetrics
             | Self::Sockets(_)
             | Self::Exposed { .. }
@@ -188,7 +184,6 @@ impl StartError {
             Self::Smtp(NotServing::Exposed(_)) => "gateway.smtp.listen",
             Self::Exposed { key, .. } => key,
             Self::Identity { .. } | Self::ReplyTo { .. } | Self::NoMailbox { .. } => "gateway.identities",
-            Self::Interval => "gateway.sender.interval",
             Self::NoMetrics => "metrics.listen",
             Self::Node(node) => node.key()?,
             Self::Directory(DirectoryError::Fingerprint { .. }) => "directory.approved",
@@ -319,8 +314,8 @@ impl Running {
         self.node.as_ref().map(|node| node.control.clone())
     }
 
-    /// Lets what can change while the process runs be as in `config`: what [`NodeControl::apply`] says of the node, and
-    /// the identities.
+    /// Lets what can change while the process runs be as in `config`: what [`NodeControl::apply`] says of the node, who
+    /// the mixes are, and the identities.
     ///
     /// # Errors
     /// [`StartError`], as at a start. What is wrong with the settings is found before anything changes.
@@ -337,6 +332,10 @@ impl Running {
         let reply_to = accounts.map(|_| reply_addresses(&config.gateway.identities, &config.node)).transpose()?;
         if let Some(node) = &self.node {
             node.control.apply(&config.clone().told_of_each_other().node)?;
+            node.control.apply_network(&config.network);
+        }
+        if let Some(network) = &self.network {
+            network.apply(&config.network)?;
         }
         if let (Some(accounts), Some(reply_to)) = (accounts, reply_to) {
             accounts.replace(&config.gateway.identities);
@@ -479,33 +478,11 @@ impl Running {
         let network = self.network.clone().ok_or(StartError::NoDirectory)?;
         let sender = &config.sender;
         let style = Style::new(&sender.path, &sender.reply_path, sender.reply_block_lifetime)?;
-        let pop3 = bind_loopback(&parts.sockets, config.pop.listen, "POP3", "gateway.pop.listen").await?;
-        let Mailroom { db, accounts, inbox_bell } = mailroom;
-        self.accounts = Some(accounts.clone());
         let outbox_bell = Arc::new(Notify::new());
-        let world = parts.world.clone();
-
-        let keeps_mail = self.descriptor.as_ref().filter(|node| node.mbox().is_some());
-        let own = keeps_mail.map(|node| (node.nickname().clone(), accounts.clone()));
-        let house = smtp_in::policy::House {
-            exits: Arc::new(KnownExits {
-                network: network.clone(),
-                world: world.clone(),
-                own,
-                style: style.clone(),
-                reply_to: (config.smtp.reply_blocks > 0).then(|| self.reply_to.subscribe()),
-            }),
-            accounts: Arc::new(accounts.clone()),
-            outbox: Arc::new(WatchedOutbox { db: db.clone(), bell: Arc::clone(&outbox_bell) }),
-        };
-        let door = smtp_in::server::Server::bind_in(&parts.sockets, &config.smtp, house).await?;
-        self.smtp = Some(door.address());
-        self.pop3 = local_address(&pop3, "POP3")?;
-        self.tasks.spawn(door.run(self.stop.clone()));
-        let maildrops = maildrop::Store::new(db.clone());
-        let door = pop_out::server::Server::new(accounts, maildrops, (&config.pop).into());
-        self.tasks.spawn(door.serve(pop3, self.stop.clone()));
-        let inflate_max = config.pop.inflate_max;
+        self.open_doors(config, &mailroom, &parts, &style, &outbox_bell).await?;
+        let Mailroom { db, accounts, inbox_bell } = mailroom;
+        self.accounts = Some(accounts);
+        let (inflate_max, world) = (config.pop.inflate_max, parts.world.clone());
         self.tasks.spawn(collect(db.clone(), inflate_max, inbox_bell, world.clone(), self.stop.clone()));
         let pool = match &self.node {
             // Own mail goes through the own pool, and leaves in batches with the packets of others.
@@ -531,19 +508,48 @@ impl Running {
         info!("the gateway is up");
         Ok(())
     }
+
+    /// Where mail clients hand mail in and fetch it. Either both open, or none.
+    async fn open_doors(
+        &mut self,
+        config: &GatewayConfig,
+        mailroom: &Mailroom,
+        parts: &Parts,
+        style: &Style,
+        outbox_bell: &Arc<Notify>,
+    ) -> Result<(), StartError> {
+        let Mailroom { db, accounts, .. } = mailroom;
+        let pop3 = bind_loopback(&parts.sockets, config.pop.listen, "POP3", "gateway.pop.listen").await?;
+        let house = smtp_in::policy::House {
+            exits: Arc::new(KnownExits {
+                network: self.network.clone().ok_or(StartError::NoDirectory)?,
+                world: parts.world.clone(),
+                own: self.node().map(|node| (node, accounts.clone())),
+                style: style.clone(),
+                reply_to: (config.smtp.reply_blocks > 0).then(|| self.reply_to.subscribe()),
+            }),
+            accounts: Arc::new(accounts.clone()),
+            outbox: Arc::new(WatchedOutbox { db: db.clone(), bell: Arc::clone(outbox_bell) }),
+        };
+        let door = smtp_in::server::Server::bind_in(&parts.sockets, &config.smtp, house).await?;
+        self.smtp = Some(door.address());
+        self.pop3 = local_address(&pop3, "POP3")?;
+        self.tasks.spawn(door.run(self.stop.clone()));
+        let maildrops = maildrop::Store::new(db.clone());
+        let door = pop_out::server::Server::new(accounts.clone(), maildrops, (&config.pop).into());
+        self.tasks.spawn(door.serve(pop3, self.stop.clone()));
+        Ok(())
+    }
 }
 
-/// Who the mixes are, for those who send: gateways, and nodes for their dummies. A node may do without.
+/// Who the mixes are, for those who send: gateways, and nodes for their dummies. A node may do without, and be told later.
 fn network(config: &Config, world: &World) -> Result<Option<Network>, StartError> {
     let Config { network, gateway, node, .. } = config;
     let home = match (gateway.enabled, node.enabled) {
         (true, _) => &gateway.home,
-        (false, true) if !network.directory_key.is_empty() => &node.home,
-        (false, _) => return Ok(None),
+        (false, true) => &node.home,
+        (false, false) => return Ok(None),
     };
-    if network.directory.is_empty() {
-        return Ok(None);
-    }
     private_folder(home)?;
     Ok(Some(Network::new(network.clone(), home.join("directory"), world.clone())?))
 }

@@ -6,7 +6,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Duration;
 
 use mix::net::loopback::LoopbackAddress;
 use mix::net::sockets::Inherited;
@@ -79,8 +78,6 @@ async fn settings_of_the_gateway_are_refused_by_name() {
     assert!(matches!(key, (StartError::Network(InvalidNetwork::DirectoryKey), true)), "{key:?}");
     let path = refused(|config| config.gateway.sender.path = "a,,b".into()).await;
     assert!(matches!(path, (StartError::Path(_), true)), "{path:?}");
-    let interval = refused(|config| config.gateway.sender.interval = Duration::ZERO).await;
-    assert!(matches!(interval, (StartError::Interval, true)), "{interval:?}");
     let size = refused(|config| config.gateway.smtp.max_size = 10).await;
     let limit = |why: &StartError| matches!(why, StartError::Smtp(NotServing::Config(InvalidConfig::Limit { .. })));
     assert!(limit(&size.0) && size.1, "{size:?}");
@@ -121,8 +118,6 @@ async fn settings_of_the_node_are_refused_by_name() {
     assert!(node(&host.0, |e| matches!(e, NodeError::Host(_))) && host.1, "{host:?}");
     let rate = refused(|config| config.node.mixing.rate = 1.5).await;
     assert!(node(&rate.0, |e| matches!(e, NodeError::Mixing(_))) && rate.1, "{rate:?}");
-    let interval = refused(|config| config.node.mixing.interval = Duration::ZERO).await;
-    assert!(node(&interval.0, |e| matches!(e, NodeError::Interval)) && interval.1, "{interval:?}");
     let sender = refused(|config| config.node.smtp.enabled = true).await;
     assert!(node(&sender.0, |e| matches!(e, NodeError::ReturnAddress(_))) && sender.1, "{sender:?}");
     let server = refused(|config| {

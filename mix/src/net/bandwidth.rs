@@ -10,7 +10,7 @@
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -93,36 +93,57 @@ impl BandwidthConfig {
 
 /// What all links share. Clones are the same limit.
 #[derive(Clone, Debug)]
-pub struct Bandwidth(Arc<Bucket>);
+pub struct Bandwidth(Arc<Mutex<Bucket>>);
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Bucket {
-    average: u64,
+    rate: Rate,
+    /// What passed up to now is paid for at this time.
+    paid_at: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rate {
+    /// `None`: as many octets as the network gives.
+    average: Option<u64>,
     /// How long the spike takes at the average rate.
     ahead: Duration,
-    /// What passed up to now is paid for at this time.
-    paid_at: Mutex<Instant>,
 }
 
 impl Bandwidth {
     /// `average` octets a second, and `spike` octets at once. Neither may be zero; a zero counts as one.
     pub fn new(average: u64, spike: u64) -> Self {
         let average = average.max(1);
-        Self(Arc::new(Bucket { average, ahead: time_for(spike, average), paid_at: Mutex::new(Instant::now()) }))
+        let rate = Rate { average: Some(average), ahead: time_for(spike, average) };
+        Self(Arc::new(Mutex::new(Bucket { rate, paid_at: Instant::now() })))
+    }
+
+    /// The limit of links to come where `old` was in force and `new` is wanted. Links that are there go by it too; where
+    /// they had no limit they go on without one, for as long as they last.
+    pub fn changed(old: Option<Self>, new: Option<Self>) -> Option<Self> {
+        let Some(old) = old else { return new };
+        let rate = new.as_ref().map_or(Rate { average: None, ahead: Duration::ZERO }, |new| new.bucket().rate);
+        old.bucket().rate = rate;
+        new.and(Some(old))
+    }
+
+    fn bucket(&self) -> MutexGuard<'_, Bucket> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long it takes to pay for what has passed.
     #[cfg(test)]
     pub(super) fn owed(&self) -> Duration {
-        self.0.paid_at.lock().unwrap().saturating_duration_since(Instant::now())
+        self.bucket().paid_at.saturating_duration_since(Instant::now())
     }
 
     /// Notes what has passed; says when whoever caused it may go on.
     fn pay(&self, octets: usize) -> Instant {
         let now = Instant::now();
-        let mut paid_at = self.0.paid_at.lock().unwrap_or_else(PoisonError::into_inner);
-        *paid_at = (*paid_at).max(now) + time_for(octets as u64, self.0.average);
-        paid_at.checked_sub(self.0.ahead).unwrap_or(now)
+        let mut bucket = self.bucket();
+        let Rate { average: Some(average), ahead } = bucket.rate else { return now };
+        bucket.paid_at = bucket.paid_at.max(now) + time_for(octets as u64, average);
+        bucket.paid_at.checked_sub(ahead).unwrap_or(now)
     }
 }
 
@@ -366,7 +387,7 @@ mod tests {
         handshake.read_exact(&mut [0; 4096]).await.unwrap();
         handshake.write_all(&[0; 4096]).await.unwrap();
         assert_eq!(began.elapsed(), Duration::ZERO);
-        let paid = *bandwidth.0.paid_at.lock().unwrap() - began;
+        let paid = bandwidth.bucket().paid_at - began;
         assert!(paid >= time_for(480 + 8192, 64 * KB), "{paid:?}");
         busy.abort();
     }
@@ -386,6 +407,31 @@ mod tests {
         assert_eq!(passed.load(Ordering::Relaxed), 1000 * 64 * KB);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn limit_that_changes_holds_for_links_that_are_there() {
+        let bandwidth = Bandwidth::new(16 * KB, 16 * KB);
+        let (mut link, _) = link(&bandwidth, PacketsGo::In);
+        let mut buffer = vec![0; SLICE];
+        // A tenfold rate, then none at all: each slice waits for the one before.
+        for (rate, millis) in [(16, 1000), (160, 100), (0, 0)] {
+            let new = (rate > 0).then(|| Bandwidth::new(rate * KB, rate * KB));
+            let wanted = new.is_some();
+            assert_eq!(Bandwidth::changed(Some(bandwidth.clone()), new).is_some(), wanted);
+            sleep(Duration::from_secs(60)).await;
+            let began = Instant::now();
+            // What the spike lets through and the one that is paid for afterwards do not wait.
+            for _ in 0..rate / 16 + 1 {
+                link.read_exact(&mut buffer).await.unwrap();
+            }
+            assert_eq!(began.elapsed(), Duration::ZERO, "{rate}");
+            for _ in 0..10 {
+                link.read_exact(&mut buffer).await.unwrap();
+            }
+            let took = began.elapsed().as_millis();
+            assert!(took.abs_diff(10 * millis) <= 20, "{rate}: {took}");
+        }
+    }
+
     #[tokio::test]
     async fn limits_that_would_not_work_are_refused_by_name() {
         let limit = |average, spike| BandwidthConfig { average, spike }.limit(272, Duration::from_secs(300));
@@ -397,6 +443,6 @@ mod tests {
         let refused = InvalidBandwidth::SpikeBelowAverage { spike: 50_000, average: 100_000 };
         assert_eq!(limit(100_000, 50_000).unwrap_err(), refused);
         let set = limit(100_000, 0).unwrap().unwrap();
-        assert_eq!((set.0.average, set.0.ahead), (100_000, Duration::from_secs(5)));
+        assert_eq!(set.bucket().rate, Rate { average: Some(100_000), ahead: Duration::from_secs(5) });
     }
 }

@@ -4,14 +4,15 @@
 //! should it have arrived all the same, the next mix takes it for a replay and drops it.
 
 use std::collections::VecDeque;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use rand::CryptoRng;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +20,7 @@ use super::bandwidth::{Bandwidth, Metered, PacketsGo};
 use super::resolve::{Asker, NotResolved, ResolveConfig, Resolver, at_port};
 use super::tls::{self, ClientLink, LinkError};
 use super::writing::Writing;
+use crate::crypto::KeyId;
 use crate::directory::Policy;
 use crate::mmtp::client::Step;
 use crate::mmtp::frame::Command;
@@ -186,31 +188,48 @@ pub enum Undelivered {
     Stopped,
 }
 
+/// What connections go by; may change at any time. Each goes by what holds when it begins, and ends when the rules do not
+/// allow it any more.
+#[derive(Clone)]
+pub struct Terms {
+    /// Time limits.
+    pub config: ConnectConfig,
+    /// Who finds addresses.
+    pub resolver: Resolver,
+    /// Whom to connect to. The port of a rule is the port that is connected to.
+    pub policy: Policy,
+    /// What passes counts against this limit, too.
+    pub bandwidth: Option<Bandwidth>,
+}
+
 /// What all connections of a process to other mixes share.
 #[derive(Clone)]
-pub struct Connector {
-    config: ConnectConfig,
-    resolver: Resolver,
-    policy: Policy,
-    bandwidth: Option<Bandwidth>,
-}
+pub struct Connector(watch::Receiver<Terms>);
 
 impl Connector {
     /// Connects to everybody, as fast as the network lets it.
     pub fn new(config: ConnectConfig, resolver: Resolver) -> Self {
-        Self { config, resolver, policy: Policy::default(), bandwidth: None }
+        Self::fixed(Terms { config, resolver, policy: Policy::default(), bandwidth: None })
     }
 
-    /// Connects to those alone whom the rules allow. The port of a rule is the port that is connected to.
+    /// Connects on these terms.
+    pub fn fixed(terms: Terms) -> Self {
+        Self(watch::channel(terms).1)
+    }
+
+    /// Connects on the terms that hold at the time.
+    pub fn on(terms: watch::Receiver<Terms>) -> Self {
+        Self(terms)
+    }
+
+    /// On the terms that hold now, but for whom to connect to.
     #[must_use]
     pub fn with_policy(self, policy: Policy) -> Self {
-        Self { policy, ..self }
+        Self::fixed(Terms { policy, ..self.terms() })
     }
 
-    /// Counts what passes against this limit, too.
-    #[must_use]
-    pub fn with_bandwidth(self, bandwidth: Option<Bandwidth>) -> Self {
-        Self { bandwidth, ..self }
+    fn terms(&self) -> Terms {
+        self.0.borrow().clone()
     }
 
     /// Looks up the host ahead of [`Connector::deliver`], which then knows it: a slow name server keeps no connection
@@ -219,13 +238,7 @@ impl Connector {
     /// # Errors
     /// [`Undelivered::Resolve`], [`Undelivered::ResolveTimeout`].
     pub async fn prepare(&self, next: &NextHop, asker: Asker) -> Result<(), Undelivered> {
-        self.find(next, asker).await.map(drop)
-    }
-
-    async fn find(&self, next: &NextHop, asker: Asker) -> Result<Vec<IpAddr>, Undelivered> {
-        let host = next.host();
-        let found = timeout(self.config.connect_timeout, self.resolver.addresses(&host, asker)).await;
-        Ok(found.map_err(|_| Undelivered::ResolveTimeout)??)
+        self.terms().find(next, asker).await.map(drop)
     }
 
     /// Connects to the next mix and hands it all units in order, as many at a time as its answers allow. `now` is what
@@ -259,8 +272,43 @@ impl Connector {
     }
 
     async fn attempt<C: Cargo>(&self, next: &NextHop, cargo: &mut C, now: SystemTime) -> Result<(), Undelivered> {
-        let stream = Metered::new(self.connect(next).await?, self.bandwidth.as_ref());
-        let mut link = timeout(self.config.handshake_timeout, tls::connect(next.key_id(), now, stream))
+        let terms = self.terms();
+        let (stream, address) = terms.connect(next).await?;
+        let mut under_way = UnderWay::new(cargo);
+        let talk = terms.talk(stream, next.key_id(), &mut under_way, now);
+        let ended = tokio::select! {
+            ended = talk => ended,
+            () = denied(self.0.clone(), address) => Err(Undelivered::Denied),
+        };
+        under_way.end();
+        ended
+    }
+}
+
+/// Returns when the rules do not allow this address any more.
+async fn denied(mut terms: watch::Receiver<Terms>, address: SocketAddr) {
+    if terms.wait_for(|terms| !terms.policy.allows(address.ip(), address.port())).await.is_err() {
+        // They never change again.
+        pending().await
+    }
+}
+
+impl Terms {
+    async fn find(&self, next: &NextHop, asker: Asker) -> Result<Vec<IpAddr>, Undelivered> {
+        let host = next.host();
+        let found = timeout(self.config.connect_timeout, self.resolver.addresses(&host, asker)).await;
+        Ok(found.map_err(|_| Undelivered::ResolveTimeout)??)
+    }
+
+    async fn talk<C: Cargo>(
+        &self,
+        stream: TcpStream,
+        key_id: KeyId,
+        units: &mut UnderWay<'_, C>,
+        now: SystemTime,
+    ) -> Result<(), Undelivered> {
+        let stream = Metered::new(stream, self.bandwidth.as_ref());
+        let mut link = timeout(self.config.handshake_timeout, tls::connect(key_id, now, stream))
             .await
             .map_err(|_| Undelivered::HandshakeTimeout)?
             .map_err(|source| match LinkError::find(&source) {
@@ -268,14 +316,11 @@ impl Connector {
                 None => Undelivered::Handshake { source },
             })?;
         link.get_mut().0.take_turns(PacketsGo::Out);
-        cargo.reached();
-        let mut under_way = UnderWay::new(cargo);
-        let ended = exchange(link, &mut under_way, &self.config).await;
-        under_way.end();
-        ended
+        units.cargo.reached();
+        exchange(link, units, &self.config).await
     }
 
-    async fn connect(&self, next: &NextHop) -> Result<TcpStream, Undelivered> {
+    async fn connect(&self, next: &NextHop) -> Result<(TcpStream, SocketAddr), Undelivered> {
         let found = self.find(next, Asker::Stranger).await?;
         let allowed = at_port(found, next.port()).filter(|address| self.policy.allows(address.ip(), address.port()));
         let addresses: Vec<_> = allowed.take(MAX_ADDRESSES).collect();
@@ -288,7 +333,7 @@ impl Connector {
             match timeout(part, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
                     stream.set_nodelay(true).map_err(|source| Undelivered::Connect { source })?;
-                    return Ok(stream);
+                    return Ok((stream, address));
                 }
                 Ok(Err(source)) => failure = Undelivered::Connect { source },
                 Err(_) => failure = Undelivered::ConnectTimeout,
@@ -483,7 +528,7 @@ mod tests {
     async fn host_with_an_address_of_ipv6_is_reached_by_it() {
         let socket = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
         let address = socket.local_addr().unwrap();
-        let stream = connector(&[address.ip()]).connect(&host(address.port())).await.unwrap();
+        let (stream, _) = connector(&[address.ip()]).terms().connect(&host(address.port())).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), address);
     }
 
@@ -493,8 +538,9 @@ mod tests {
         let address = socket.local_addr().unwrap();
         // Nobody listens at any of these.
         let nowhere = [IpAddr::from(Ipv6Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
-        let stream = connector(&[&nowhere[..], &[address.ip()]].concat()).connect(&host(address.port())).await;
-        assert_eq!(stream.unwrap().peer_addr().unwrap(), address);
+        let terms = connector(&[&nowhere[..], &[address.ip()]].concat()).terms();
+        let (stream, reached) = terms.connect(&host(address.port())).await.unwrap();
+        assert_eq!((stream.peer_addr().unwrap(), reached), (address, address));
     }
 
     #[tokio::test]
@@ -502,7 +548,8 @@ mod tests {
         let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = socket.local_addr().unwrap();
         let nowhere: Vec<_> = (2..=5).map(|octet| IpAddr::from([127, 0, 0, octet])).collect();
-        let failed = connector(&[&nowhere[..], &[address.ip()]].concat()).connect(&host(address.port())).await;
+        let terms = connector(&[&nowhere[..], &[address.ip()]].concat()).terms();
+        let failed = terms.connect(&host(address.port())).await;
         assert!(matches!(failed, Err(Undelivered::Connect { .. })), "{failed:?}");
     }
 
@@ -513,16 +560,16 @@ mod tests {
         let policy = |rules: &[&str]| Policy::new(rules.iter().map(|rule| rule.parse().unwrap()).collect());
         let connector = connector(&[Ipv6Addr::LOCALHOST.into(), address.ip()]);
         let allowed = connector.clone().with_policy(policy(&["deny ::/0", "allow * 1-65535"]));
-        assert_eq!(allowed.connect(&host(address.port())).await.unwrap().peer_addr().unwrap(), address);
-        let denied = connector.with_policy(policy(&["allow *"])).connect(&host(1)).await;
+        assert_eq!(allowed.terms().connect(&host(address.port())).await.unwrap().1, address);
+        let denied = connector.with_policy(policy(&["allow *"])).terms().connect(&host(1)).await;
         assert!(matches!(denied, Err(Undelivered::Denied)), "{denied:?}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn name_service_that_does_not_answer_is_a_failure_of_its_own() {
-        let resolver = Resolver::asking(ResolveConfig::default(), |_| Box::pin(std::future::pending()));
+        let resolver = Resolver::asking(ResolveConfig::default(), |_| Box::pin(pending()));
         let connector = Connector::new(ConnectConfig::default(), resolver);
-        let failed = connector.connect(&host(1)).await;
+        let failed = connector.terms().connect(&host(1)).await;
         assert!(matches!(failed, Err(Undelivered::ResolveTimeout)), "{failed:?}");
     }
 }

@@ -3,7 +3,7 @@
 //! Where packets go is the business of a [`PacketSink`]. One task serves one connection, so that a slow peer delays
 //! nobody but itself; the limits are in [`ListenConfig`].
 
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -97,6 +97,23 @@ impl Default for ListenConfig {
     }
 }
 
+/// What connections go by; may change while the listener runs. Newcomers go by what holds when they come, and who is
+/// there goes when the rules do not allow it any more. Where the listener is, and what the system holds for a connection
+/// ([`ListenConfig::max_unsent`]), do not change.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// Who is let in, and the limits.
+    pub config: ListenConfig,
+    /// What passes counts against this limit, too.
+    pub bandwidth: Option<Bandwidth>,
+}
+
+impl Terms {
+    fn allow(&self, peer: SocketAddr, port: u16) -> bool {
+        self.config.access.policy().allows(peer.ip(), port)
+    }
+}
+
 /// A packet was not taken: the disk is full or the mix is closing. The peer is told so and tries again later.
 #[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
 #[error("the packet was not taken")]
@@ -149,14 +166,13 @@ enum Ended {
 pub struct MmtpListener<S> {
     sockets: Sockets,
     identity: watch::Receiver<Arc<LinkIdentity>>,
-    config: ListenConfig,
-    bandwidth: Option<Bandwidth>,
+    terms: watch::Receiver<Terms>,
     sink: Arc<S>,
 }
 
 impl<S: PacketSink> MmtpListener<S> {
-    /// Opens the ports, which share the limits. Each connection is served under the link identity that `identity` holds
-    /// when it begins.
+    /// Opens the ports, which share the limits; these never change. Each connection is served under the link identity that
+    /// `identity` holds when it begins.
     ///
     /// # Errors
     /// [`ListenError`] when the system does not give a port.
@@ -166,10 +182,12 @@ impl<S: PacketSink> MmtpListener<S> {
         config: ListenConfig,
         sink: Arc<S>,
     ) -> Result<Self, ListenError> {
-        Self::bind_in(&Inherited::default(), addresses, identity, config, sink).await
+        let terms = watch::channel(Terms { config, bandwidth: None }).1;
+        Self::bind_in(&Inherited::default(), addresses, identity, terms, sink).await
     }
 
-    /// As [`MmtpListener::bind`], on the sockets that were handed over for these addresses, where there are some.
+    /// As [`MmtpListener::bind`], on the sockets that were handed over for these addresses, where there are some, and on
+    /// terms that may change.
     ///
     /// # Errors
     /// As [`MmtpListener::bind`].
@@ -177,17 +195,12 @@ impl<S: PacketSink> MmtpListener<S> {
         inherited: &Inherited,
         addresses: impl Into<ListenAddresses>,
         identity: watch::Receiver<Arc<LinkIdentity>>,
-        config: ListenConfig,
+        terms: watch::Receiver<Terms>,
         sink: Arc<S>,
     ) -> Result<Self, ListenError> {
-        let sockets = Sockets::open(&addresses.into(), config.max_unsent, inherited)?;
-        Ok(Self { sockets, identity, config, bandwidth: None, sink })
-    }
-
-    /// Counts what passes against this limit, too.
-    #[must_use]
-    pub fn with_bandwidth(self, bandwidth: Option<Bandwidth>) -> Self {
-        Self { bandwidth, ..self }
+        let max_unsent = terms.borrow().config.max_unsent;
+        let sockets = Sockets::open(&addresses.into(), max_unsent, inherited)?;
+        Ok(Self { sockets, identity, terms, sink })
     }
 
     /// The first address with the port that the system gave.
@@ -217,11 +230,12 @@ impl<S: PacketSink> MmtpListener<S> {
                 () = stop.cancelled() => break,
             }
         }
-        let Self { sockets, config, .. } = self;
+        let Self { sockets, terms, .. } = self;
         drop(sockets);
+        let stop_timeout = terms.borrow().config.stop_timeout;
         // Those that are not done by then are cut off: their packets have no answer, and come again.
         let all_done = async { while connections.join_next().await.is_some() {} };
-        let _ = timeout(config.stop_timeout, all_done).await;
+        let _ = timeout(stop_timeout, all_done).await;
         connections.shutdown().await;
     }
 
@@ -232,25 +246,30 @@ impl<S: PacketSink> MmtpListener<S> {
         connections: &mut JoinSet<()>,
         stop: &CancellationToken,
     ) {
+        let terms = self.terms.borrow().clone();
         // Before TLS: whoever may not come in costs one look at the rules.
-        if !self.config.access.policy().allows(peer.ip(), port) {
+        if !terms.allow(peer, port) {
             debug!("a connection that the rules deny was closed");
             return;
         }
-        let limits = Limits { all: self.config.max_connections, per_host: self.config.max_connections_per_address };
+        let Terms { config, bandwidth } = terms;
+        let limits = Limits { all: config.max_connections, per_host: config.max_connections_per_address };
         let Some(seat) = seats.take(peer.ip(), limits, stop) else {
             debug!("a connection over the limit was closed");
             return;
         };
-        let stream = Metered::new(stream, self.bandwidth.as_ref());
+        let stream = Metered::new(stream, bandwidth.as_ref());
         let identity = Arc::clone(&self.identity.borrow());
         let sink = Arc::clone(&self.sink);
         sink.arrived();
-        let config = self.config.clone();
+        let terms = self.terms.clone();
         connections.spawn(async move {
             let end = seat.end();
             let too_late = async {
-                end.cancelled().await;
+                tokio::select! {
+                    () = end.cancelled() => {}
+                    () = denied(terms, peer, port) => end.cancel(),
+                }
                 sleep(config.stop_timeout).await;
             };
             // Neither address nor time of day of a peer belongs into a log.
@@ -263,6 +282,14 @@ impl<S: PacketSink> MmtpListener<S> {
                 () = too_late => debug!("a connection that had to end was cut off"),
             }
         });
+    }
+}
+
+/// Returns when the rules do not allow this peer any more.
+async fn denied(mut terms: watch::Receiver<Terms>, peer: SocketAddr, port: u16) {
+    if terms.wait_for(|terms| !terms.allow(peer, port)).await.is_err() {
+        // They never change again.
+        pending().await
     }
 }
 
@@ -487,10 +514,11 @@ mod tests {
     use crate::crypto::CounterRng;
     use crate::crypto::pk::PrivateKey;
     use crate::crypto::stream::StreamKey;
+    use crate::directory::Policy;
     use crate::mmtp::ClientSession;
     use crate::mmtp::client;
     use crate::mmtp::frame::{Command, UNIT_LEN};
-    use crate::net::connect::{ConnectConfig, Connector, Unit};
+    use crate::net::connect::{self, ConnectConfig, Connector, Unit};
     use crate::net::resolve::{ResolveConfig, Resolver};
     use crate::packet::{Ipv4Route, NextHop, PACKET_LEN};
 
@@ -499,11 +527,11 @@ mod tests {
 
     impl PacketSink for Stuck {
         async fn store(&self, _: Packet) -> Result<(), Refused> {
-            std::future::pending().await
+            pending().await
         }
 
         async fn forget(&self, _: Packet) -> Result<(), Refused> {
-            std::future::pending().await
+            pending().await
         }
     }
 
@@ -596,14 +624,19 @@ mod tests {
         // A second for each octet, and nobody has to wait.
         let [near, far] = [(); 2].map(|()| Bandwidth::new(1, u64::MAX));
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-        let listener = MmtpListener::bind(any_port, receiver, ListenConfig::default(), Arc::new(Full)).await.unwrap();
-        let listener = listener.with_bandwidth(Some(near.clone()));
+        let terms = watch::channel(Terms { config: ListenConfig::default(), bandwidth: Some(near.clone()) }).1;
+        let none = Inherited::default();
+        let listener = MmtpListener::bind_in(&none, any_port, receiver, terms, Arc::new(Full)).await.unwrap();
         let (port, key_id) = (listener.local_addr().port(), key.public_key().key_id());
         let stop = CancellationToken::new();
         let running = tokio::spawn(listener.run(stop.clone()));
         let next = NextHop::Ipv4(Ipv4Route { address: [127, 0, 0, 1].into(), port, key_id });
-        let connector = Connector::new(ConnectConfig::default(), Resolver::system(ResolveConfig::default()));
-        let connector = connector.with_bandwidth(Some(far.clone()));
+        let connector = Connector::fixed(connect::Terms {
+            config: ConnectConfig::default(),
+            resolver: Resolver::system(ResolveConfig::default()),
+            policy: Policy::default(),
+            bandwidth: Some(far.clone()),
+        });
         let units = (0..5).map(|number| Unit::packet(number, packet())).collect();
         let delivery = connector.deliver(&next, units, SystemTime::now(), &stop).await;
         assert!(delivery.failure.is_none(), "{:?}", delivery.failure);

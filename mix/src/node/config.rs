@@ -13,7 +13,7 @@ use crate::deliver::mail::MailConfig;
 use crate::deliver::smtp::SmtpExitConfig;
 use crate::net::addresses::{Access, ListenAddresses};
 use crate::net::bandwidth::{Bandwidth, BandwidthConfig};
-use crate::net::connect::{ConnectConfig, Connector};
+use crate::net::connect::{ConnectConfig, Terms};
 use crate::net::listen::ListenConfig;
 use crate::net::resolve::{ResolveConfig, Resolver};
 use crate::payload::Capacity;
@@ -216,8 +216,9 @@ impl Default for OutgoingConfig {
 }
 
 impl OutgoingConfig {
-    /// What connects as these settings say, within `bandwidth`.
-    pub fn connector(&self, resolver: Option<Resolver>, bandwidth: Option<Bandwidth>) -> Connector {
+    /// What connections go by as these settings say, within `bandwidth`; names are looked up by `resolver`, if there is one,
+    /// and not by one of their own.
+    pub fn terms(&self, resolver: Option<Resolver>, bandwidth: Option<Bandwidth>) -> Terms {
         let config = ConnectConfig {
             connect_timeout: self.connect_timeout,
             handshake_timeout: self.handshake_timeout,
@@ -225,9 +226,8 @@ impl OutgoingConfig {
             ..ConnectConfig::default()
         };
         let resolve = ResolveConfig { lifetime: self.address_lifetime, lookups: self.lookups };
-        Connector::new(config, resolver.unwrap_or_else(|| Resolver::system(resolve)))
-            .with_policy(self.access.policy().clone())
-            .with_bandwidth(bandwidth)
+        let resolver = resolver.unwrap_or_else(|| Resolver::system(resolve));
+        Terms { config, resolver, policy: self.access.policy().clone(), bandwidth }
     }
 }
 

@@ -6,22 +6,19 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::changes::{Changes, check_access};
 use super::clock::World;
-use super::config::{NodeConfig, OutgoingConfig, StatsConfig};
+use super::config::{NetworkConfig, NodeConfig};
 use super::counters::Counters;
 use super::describe::{self, Descriptors};
 use super::durable;
-use super::exit::{MessageIds, Ways};
 use super::keys::KeyPlan;
-use super::mixing::Rhythm;
 use super::publish::{Desk, Publication};
 use super::rotation::{self, Discarded, SharedKeyring, Wish};
-use super::start::{NodeError, rhythm, ways};
-use super::stats::{Report, Statistics, rounded};
+use super::start::NodeError;
+use super::stats::{Clerk, Report, rounded};
 use crate::crypto::KeyId;
-use crate::deliver::mbox::LocalMailboxes;
 use crate::directory::{Descriptor, Nickname};
-use crate::store::inbox::Arrival;
 use crate::store::queue::{exit, incoming, outgoing, pool};
 use crate::store::{Db, StoreError, View};
 
@@ -37,24 +34,13 @@ pub(super) struct Inner {
     pub(super) addresses: Vec<SocketAddr>,
     pub(super) keyring: SharedKeyring,
     pub(super) wishes: mpsc::Sender<Wish>,
-    pub(super) config: watch::Sender<Arc<NodeConfig>>,
     pub(super) descriptors: watch::Receiver<Arc<Descriptors>>,
     pub(super) db: Db,
     pub(super) counters: Counters,
     pub(super) world: World,
-    pub(super) mailboxes: Option<Arc<dyn LocalMailboxes<Arrival>>>,
-    pub(super) message_ids: MessageIds,
     pub(super) desk: Arc<Desk>,
-    pub(super) statistics: Option<Statistics>,
+    pub(super) statistics: Clerk,
     pub(super) changes: Changes,
-}
-
-/// The ends from which services get what changes.
-pub(super) struct Changes {
-    pub(super) rhythm: watch::Sender<Rhythm>,
-    pub(super) outgoing: watch::Sender<OutgoingConfig>,
-    pub(super) ways: watch::Sender<Ways>,
-    pub(super) stats: watch::Sender<StatsConfig>,
 }
 
 /// The days between which a packet key is published.
@@ -130,7 +116,7 @@ impl NodeControl {
 
     /// What may be shown of the statistics; `None` when none are kept.
     pub fn report(&self) -> Option<Report> {
-        self.0.statistics.as_ref().map(Statistics::report)
+        self.0.statistics.report()
     }
 
     /// What it says of itself to others now.
@@ -146,26 +132,33 @@ impl NodeControl {
     /// Takes other settings for keys and descriptors: those that the descriptors state are signed and published again,
     /// with the same keys, if they have changed; `node.keys` holds for keys to come, its overlap for all, and whether
     /// keys are sealed is a matter of the start. Signs a descriptor for the check, so call it where that may take a
-    /// moment. Rules about addresses are obeyed, and so published, as they were at the start.
+    /// moment.
     ///
     /// # Errors
     /// [`NodeError`] for settings that cannot be taken; nothing changes then. The nickname is one of them.
     pub fn reconfigure(&self, config: &NodeConfig) -> Result<(), NodeError> {
+        self.check(config)?;
+        self.describe(config);
+        Ok(())
+    }
+
+    fn check(&self, config: &NodeConfig) -> Result<(), NodeError> {
+        let Inner { keyring, world, addresses, .. } = &*self.0;
         KeyPlan::new(&config.keys)?;
         let known = self.descriptor().nickname().clone();
         if config.nickname.parse::<Nickname>()? != known {
             return Err(NodeError::Renamed { known });
         }
-        let Inner { keyring, world, addresses, .. } = &*self.0;
+        check_access(config, addresses)?;
         let port = addresses.first().map_or(0, SocketAddr::port);
-        describe::check(config, port, &rotation::held(keyring), world.now(), &mut world.dice())?;
-        let start = Arc::clone(&self.0.config.borrow());
-        // Its folder was chosen at the start; and rules are published as its sockets obey them, which is since then.
-        let (home, incoming) = (start.home.clone(), start.incoming.clone());
-        let mut config = NodeConfig { home, incoming, ..config.clone() };
-        config.outgoing.access = start.outgoing.access.clone();
-        self.0.config.send_replace(Arc::new(config));
-        Ok(())
+        describe::check(config, port, &rotation::held(keyring), world.now(), &mut world.dice())
+    }
+
+    fn describe(&self, config: &NodeConfig) {
+        let settings = &self.0.changes.settings;
+        // Its folder was chosen at the start.
+        let home = settings.borrow().home.clone();
+        settings.send_replace(Arc::new(NodeConfig { home, ..config.clone() }));
     }
 
     /// Returns when keys and descriptors are as the settings in force want them, those of a [`NodeControl::apply`] before.
@@ -197,22 +190,28 @@ impl NodeControl {
         self.0.desk.publish_again().await
     }
 
-    /// Lets all that can change while the node runs be as in `config`: when packets leave and which, the schedules of
-    /// retries, how mail is delivered, how long fragments are kept, the interval of the statistics, and all of
-    /// [`NodeControl::reconfigure`]. The rest of
-    /// `config` is not looked at; who calls knows what it was.
+    /// Lets all that can change while the node runs be as in `config`: whose connections are taken, and their limits; how
+    /// mixes are reached, and how fast; when packets leave and which, and what beside them; the reserve of disk space; the
+    /// schedules of retries; which deliveries there are and how; the statistics; and all of [`NodeControl::reconfigure`].
+    /// The rest of `config` is not looked at: home, name, ports, what the system holds for a connection, and how keys are
+    /// kept.
     ///
     /// # Errors
     /// [`NodeError`], as at a start; nothing has changed then.
     pub fn apply(&self, config: &NodeConfig) -> Result<(), NodeError> {
-        let Inner { mailboxes, message_ids, changes, .. } = &*self.0;
-        let (rhythm, ways) = (rhythm(config)?, ways(config, mailboxes.clone(), message_ids)?);
-        self.reconfigure(config)?;
-        changes.rhythm.send_if_modified(|old| replace(old, rhythm));
-        changes.outgoing.send_if_modified(|old| replace(old, config.outgoing.clone()));
-        changes.stats.send_if_modified(|old| replace(old, config.stats.clone()));
-        changes.ways.send_replace(ways);
+        let changes = &self.0.changes;
+        let made = changes.make(config)?;
+        self.check(config)?;
+        changes.take(config, made)?;
+        self.describe(config);
         Ok(())
+    }
+
+    /// Publishes at another directory server from now on, or nowhere. Who the mixes are is [`Network::apply`]'s.
+    ///
+    /// [`Network::apply`]: super::network::Network::apply
+    pub fn apply_network(&self, network: &NetworkConfig) {
+        self.0.changes.network.send_if_modified(|old| std::mem::replace(old, network.clone()) != *network);
     }
 
     /// Whether the node does what it should: its store answers, and none of its workers has been at one
@@ -233,12 +232,6 @@ impl std::fmt::Debug for NodeControl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("NodeControl").field(&self.0.addresses).finish()
     }
-}
-
-fn replace<T: PartialEq>(old: &mut T, new: T) -> bool {
-    let changed = *old != new;
-    *old = new;
-    changed
 }
 
 fn queues(view: &View<'_>) -> Result<Queues, StoreError> {

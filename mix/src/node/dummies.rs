@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use rand::seq::IndexedRandom;
 use rand::{CryptoRng, RngExt};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error};
 
@@ -38,7 +39,8 @@ const MAX_DUMMIES: usize = 100 * DummiesConfig::DROP_MEAN_MAX as usize;
 
 /// Makes the dummies of one mix, and says which links to pad.
 pub(super) struct Dummies {
-    config: DummiesConfig,
+    /// May change at any time.
+    config: watch::Receiver<DummiesConfig>,
     network: Network,
     own: KeyId,
     counters: Counters,
@@ -50,14 +52,25 @@ pub(super) struct Dummies {
 
 impl Dummies {
     /// For the mix with this identity key.
-    pub(super) fn new(config: DummiesConfig, network: Network, own: KeyId, counters: Counters) -> Self {
+    pub(super) fn new(
+        config: watch::Receiver<DummiesConfig>,
+        network: Network,
+        own: KeyId,
+        counters: Counters,
+    ) -> Self {
         Self { config, network, own, counters, due: VecDeque::new(), ready: HashSet::new() }
+    }
+
+    /// What is wanted now; `None` when nothing is.
+    fn wanted(&self) -> Option<DummiesConfig> {
+        Some(self.config.borrow().clone()).filter(|config| config.enabled)
     }
 
     /// Draws how many dummies leave with the batch at the end of the interval that begins now, and when each is made.
     pub(super) fn plan(&mut self, interval: Duration, dice: &mut Dice) {
         let now = Instant::now();
-        let moments = (0..geometric(self.config.drop_mean, dice)).map(|_| now + interval.mul_f64(dice.random::<f64>()));
+        let mean = self.wanted().map_or(0.0, |config| config.drop_mean);
+        let moments = (0..geometric(mean, dice)).map(|_| now + interval.mul_f64(dice.random::<f64>()));
         self.due.extend(moments);
         self.due.make_contiguous().sort_unstable();
     }
@@ -73,7 +86,7 @@ impl Dummies {
     /// Makes the dummy that is due, if the directory has a path for it, and puts it into the pool.
     pub(super) async fn make_next(&mut self, db: &Db, world: &World) {
         self.due.pop_front();
-        let Some(directory) = self.network.directory() else { return };
+        let (Some(_), Some(directory)) = (self.wanted(), self.network.directory()) else { return };
         let (own, now, dice) = (self.own, world.now(), world.dice());
         let made = tokio::task::spawn_blocking(move || make(&directory, &own, now, dice)).await;
         let (next, packet) = match made {
@@ -106,12 +119,10 @@ impl Dummies {
 
     /// Links to pad, those of them that are idle: each with the probability that makes it one in each period.
     pub(super) fn padding(&self, interval: Duration, now: SystemTime, dice: &mut Dice) -> Vec<NextHop> {
-        let Some(directory) = self.network.directory() else { return Vec::new() };
+        let period = self.wanted().map_or(Duration::ZERO, |config| config.junk_period);
+        let Some(directory) = self.network.directory().filter(|_| !period.is_zero()) else { return Vec::new() };
         let peers = peers(&directory, &self.own, now);
-        if self.config.junk_period.is_zero() {
-            return Vec::new();
-        }
-        let probability = interval.div_duration_f64(self.config.junk_period).min(1.0);
+        let probability = interval.div_duration_f64(period).min(1.0);
         peers.into_iter().filter(|_| dice.random_bool(probability)).collect()
     }
 }

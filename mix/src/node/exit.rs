@@ -149,7 +149,7 @@ pub(super) struct ExitService {
     pub(super) stop: CancellationToken,
     /// Each delivery goes by what holds when it begins.
     pub(super) ways: watch::Receiver<Ways>,
-    /// Deliveries up to this place in the queue are of an earlier run.
+    /// Deliveries up to this place in the queue are of an earlier run, or came before their delivery was switched off.
     pub(super) left: Arc<AtomicI64>,
     /// Whether there may be messages of which enough fragments are here; true at the start.
     pub(super) some_ready: Arc<AtomicBool>,
@@ -208,7 +208,7 @@ impl ExitService {
         };
         match durable::write(&self.db, look).await {
             Ok((newest, smtp, mbox)) => {
-                self.left.store(newest.map_or(0, |newest| newest.0), Ordering::Relaxed);
+                self.left.fetch_max(newest.map_or(0, |newest| newest.0), Ordering::Relaxed);
                 for (key, waits, is_on) in
                     [("node.smtp.enabled", smtp, ways.smtp.is_some()), ("node.mbox.enabled", mbox, ways.mbox.is_some())]
                 {
@@ -221,8 +221,8 @@ impl ExitService {
         }
     }
 
-    /// What becomes of a message whose delivery is not enabled. If an earlier run has taken it, the delivery may come back:
-    /// it waits as for a server that is away. What comes now was sent to a node that does not say that it delivers, and is
+    /// What becomes of a message whose delivery is not enabled. If it was taken while the delivery was, that may come back: it
+    /// waits as for a server that is away. What comes now was sent to a node that does not say that it delivers, and is
     /// not kept for strangers.
     fn without_a_way(&self, item: &ExitItem, schedule: RetrySchedule) -> Verdict {
         let is_left = item.id.0 <= self.left.load(Ordering::Relaxed);

@@ -366,6 +366,8 @@ fn next_batch(fed: &Mutex<Receiver<(IncomingId, Packet)>>) -> Option<Vec<(Incomi
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::watch;
+
     use super::*;
     use crate::crypto::KeyId;
     use crate::crypto::pk::PrivateKey;
@@ -506,10 +508,10 @@ mod tests {
         let watched = |reserve| {
             let (room, stop) = (incoming.room().clone(), CancellationToken::new());
             let home = home.path().to_owned();
-            let watch = tokio::spawn(room.watch(move || free_space(&home), reserve, stop.clone()));
+            let watching = tokio::spawn(room.watch(move || free_space(&home), watch::channel(reserve).1, stop.clone()));
             async move {
                 stop.cancel();
-                watch.await.unwrap();
+                watching.await.unwrap();
             }
         };
         watched(u64::MAX).await;

@@ -48,7 +48,7 @@ pub(super) struct Mixing {
     pub(super) rhythm: watch::Receiver<Rhythm>,
     /// This mix, whose own packets never touch the network. `None` for a gateway that is no mix.
     pub(super) own: Option<KeyId>,
-    /// What leaves beside packets of people. `None` for a gateway that is no mix, and where it was switched off.
+    /// What leaves beside packets of people. `None` for a gateway that is no mix, and for a mix without a network.
     pub(super) dummies: Option<Dummies>,
     pub(super) bells: Bells,
     pub(super) counters: Counters,

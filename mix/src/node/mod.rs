@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod adversity;
+mod changes;
 pub mod clock;
 pub mod config;
 mod control;

@@ -52,26 +52,78 @@ pub enum InvalidNetwork {
 pub struct Network(Arc<Inner>);
 
 struct Inner {
-    config: NetworkConfig,
-    trust: Trust,
+    settings: watch::Sender<Settings>,
     file: PathBuf,
     world: World,
     current: RwLock<Option<Arc<Directory>>>,
     news: watch::Sender<u64>,
 }
 
+/// Where the directory is, and who must have signed it.
+#[derive(Clone, PartialEq)]
+struct Settings {
+    config: NetworkConfig,
+    /// `None`: nobody, so there is no directory.
+    trust: Option<Trust>,
+}
+
+impl Settings {
+    fn new(config: NetworkConfig) -> Result<Self, InvalidNetwork> {
+        let trust = match config.directory_key.as_str() {
+            "" => None,
+            key => {
+                let key = KeyId::from_fingerprint(key).ok_or(InvalidNetwork::DirectoryKey)?;
+                Some(Trust::majority([key]).map_err(|_| InvalidNetwork::DirectoryKey)?)
+            }
+        };
+        Ok(Self { config, trust })
+    }
+
+    /// Whom to ask, and whom to believe; `None` when no directory is wanted.
+    fn server(&self) -> Option<(&str, &Trust)> {
+        let trust = self.trust.as_ref().filter(|_| !self.config.directory.is_empty())?;
+        Some((&self.config.directory, trust))
+    }
+}
+
 impl Network {
-    /// The network as `config` describes it; what was kept in `file` at the last run is in force at once.
+    /// The network as `config` describes it; what was kept in `file` at the last run is in force at once. Without a key
+    /// nobody is believed, and there is no directory.
     ///
     /// # Errors
     /// [`InvalidNetwork`].
     pub fn new(config: NetworkConfig, file: PathBuf, world: World) -> Result<Self, InvalidNetwork> {
-        let key = KeyId::from_fingerprint(&config.directory_key).ok_or(InvalidNetwork::DirectoryKey)?;
-        let trust = Trust::majority([key]).map_err(|_| InvalidNetwork::DirectoryKey)?;
-        let kept = fs::read_to_string(&file).ok();
-        let current = kept.and_then(|text| Directory::parse(&text, &trust, world.now()).ok()).map(Arc::new);
-        let (news, _) = watch::channel(0);
-        Ok(Self(Arc::new(Inner { config, trust, file, world, current: RwLock::new(current), news })))
+        let settings = Settings::new(config)?;
+        let kept = settings.trust.as_ref().zip(fs::read_to_string(&file).ok());
+        let current = kept.and_then(|(trust, text)| Directory::parse(&text, trust, world.now()).ok()).map(Arc::new);
+        let (news, settings) = (watch::Sender::new(0), watch::Sender::new(settings));
+        Ok(Self(Arc::new(Inner { settings, file, world, current: RwLock::new(current), news })))
+    }
+
+    /// Goes by other settings from now on, and fetches at once if they differ. The directory in force stays in force if it
+    /// is signed by whom they name.
+    ///
+    /// # Errors
+    /// [`InvalidNetwork`]; nothing has changed then.
+    pub fn apply(&self, config: &NetworkConfig) -> Result<(), InvalidNetwork> {
+        let wanted = Settings::new(config.clone())?;
+        let Inner { settings, world, current, news, .. } = &*self.0;
+        let mut current = current.write().unwrap_or_else(PoisonError::into_inner);
+        let trust = wanted.trust.clone();
+        settings.send_if_modified(|settings| std::mem::replace(settings, wanted.clone()) != wanted);
+        let signed = |known: &Arc<Directory>| {
+            trust.as_ref().is_some_and(|trust| Directory::parse(known.text(), trust, world.now()).is_ok())
+        };
+        if current.as_ref().is_some_and(|known| !signed(known)) {
+            *current = None;
+            news.send_modify(|count| *count += 1);
+        }
+        Ok(())
+    }
+
+    /// Whether the settings say where a directory is to be had.
+    pub fn is_set_up(&self) -> bool {
+        self.0.settings.borrow().server().is_some()
     }
 
     /// The directory in force, if there is one.
@@ -109,15 +161,24 @@ impl Network {
     /// # Errors
     /// [`NoDirectory`]; the old one stays. One that cannot be kept for the next start is in force all the same.
     pub async fn refresh(&self) -> Result<(), NoDirectory> {
-        let Inner { config, trust, file, world, current, news } = &*self.0;
-        let text = fetch::fetch_directory(&format!("{}current.gz", config.directory), &FetchLimits::default()).await?;
+        let Inner { settings, file, world, current, news } = &*self.0;
+        let asked = settings.borrow().clone();
+        let Some((url, trust)) = asked.server() else { return Ok(()) };
+        let text = fetch::fetch_directory(&format!("{url}current.gz"), &FetchLimits::default()).await?;
         let fetched = Directory::parse(&text, trust, world.now())?;
         let known = self.directory();
         if known.is_some_and(|known| fetched.valid_after() < known.valid_after()) {
             return Err(NoDirectory::Older);
         }
         let fetched = Arc::new(fetched);
-        *current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&fetched));
+        {
+            let mut current = current.write().unwrap_or_else(PoisonError::into_inner);
+            if *settings.borrow() != asked {
+                // Somebody else is to be asked by now.
+                return Ok(());
+            }
+            *current = Some(Arc::clone(&fetched));
+        }
         news.send_modify(|count| *count += 1);
         if let Err(e) = replace(file, fetched.text().as_bytes()) {
             warn!(error = %describe(&e), "the directory cannot be kept for the next start");
@@ -134,25 +195,36 @@ impl Network {
     /// Keeps the directory fresh until stopped.
     pub async fn run(self, stop: CancellationToken) {
         let mut failing = false;
+        let mut settings = self.0.settings.subscribe();
         loop {
-            let Some(refreshed) = stop.run_until_cancelled(self.refresh()).await else { return };
+            let (config, is_set_up) = {
+                let settings = settings.borrow_and_update();
+                (settings.config.clone(), settings.server().is_some())
+            };
+            let refreshed = tokio::select! {
+                refreshed = self.refresh(), if is_set_up => refreshed,
+                Ok(()) = settings.changed() => continue,
+                () = stop.cancelled() => return,
+            };
             let wait = match refreshed {
                 Ok(()) => {
                     if std::mem::take(&mut failing) {
                         info!("the directory is fresh again");
                     }
-                    self.0.config.refresh
+                    config.refresh
                 }
                 Err(e) => {
                     if !std::mem::replace(&mut failing, true) {
                         warn!(error = %describe(&e), "no new directory");
                     }
-                    self.0.config.retry
+                    config.retry
                 }
             };
             let wait = self.until_the_next().map_or(wait, |until| wait.min(until));
-            if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
-                return;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                Ok(()) = settings.changed() => {}
+                () = stop.cancelled() => return,
             }
         }
     }
@@ -160,7 +232,7 @@ impl Network {
 
 impl std::fmt::Debug for Network {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Network").field(&self.0.config.directory).finish()
+        f.debug_tuple("Network").field(&self.0.settings.borrow().config.directory).finish()
     }
 }
 
@@ -292,6 +364,38 @@ mod tests {
         network.refresh().await.unwrap();
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_to_string(&file).unwrap(), network.directory().unwrap().text());
+    }
+
+    #[tokio::test]
+    async fn directory_of_others_is_believed_when_the_settings_say_so_and_forgotten_when_they_do_not() {
+        let [key, other] = [(); 2].map(|()| PrivateKey::generate(2048, &mut World::real().dice()).unwrap());
+        let home = tempfile::tempdir().unwrap();
+        let url = server(vec![directory(&key, 0), directory(&other, 0)]).await;
+        let world = World::new(now, || World::real().dice());
+        let network = Network::new(NetworkConfig::default(), home.path().join("directory"), world).unwrap();
+        assert!(!network.is_set_up());
+        network.refresh().await.unwrap();
+        assert!(network.directory().is_none(), "nobody is asked");
+        let by = |key: &PrivateKey| {
+            let directory_key = key.public_key().key_id().to_string();
+            NetworkConfig { directory: url.clone(), directory_key, ..NetworkConfig::default() }
+        };
+        let (stop, mut news) = (CancellationToken::new(), network.news());
+        let running = tokio::spawn(network.clone().run(stop.clone()));
+        network.apply(&by(&key)).unwrap();
+        news.changed().await.unwrap();
+        assert!(network.directory().is_some());
+        let refused = network.apply(&NetworkConfig { directory_key: "0".repeat(39), ..by(&key) });
+        assert_eq!(refused, Err(InvalidNetwork::DirectoryKey));
+        network.apply(&NetworkConfig { refresh: Duration::from_secs(7200), ..by(&key) }).unwrap();
+        assert!(network.directory().is_some(), "it is signed by the same");
+        network.apply(&by(&other)).unwrap();
+        assert!(network.directory().is_none(), "it is not signed by who counts now");
+        news.borrow_and_update();
+        news.changed().await.unwrap();
+        assert!(network.directory().is_some());
+        stop.cancel();
+        running.await.unwrap();
     }
 
     /// Waits until something is so, by a clock that is not paused, and while no time passes on the one that is.

@@ -50,7 +50,7 @@ const REMEMBERED: usize = 4096;
 #[derive(Clone)]
 pub(super) struct Outgoing {
     pub(super) db: Db,
-    /// Its schedule may change at any time; the number of connections is that of the start.
+    /// Schedule and number of connections may change at any time.
     pub(super) config: watch::Receiver<OutgoingConfig>,
     /// The schedule is rounded to its interval.
     pub(super) rhythm: watch::Receiver<Rhythm>,
@@ -80,11 +80,14 @@ enum Served {
 impl Outgoing {
     /// Serves the queue until stopped.
     pub(super) async fn run(mut self) {
-        let seats = Arc::new(Seats::new(self.config.borrow().connections));
+        let mut connections_at_a_time = self.config.borrow().connections;
+        let seats = Arc::new(Seats::new(connections_at_a_time));
         let mut round = Round::default();
         let mut connections = JoinSet::new();
         while !self.stop.is_cancelled() {
             round.firing = *self.firings.borrow_and_update();
+            let wanted = self.config.borrow_and_update().connections;
+            seats.change(std::mem::replace(&mut connections_at_a_time, wanted), wanted);
             let unread = match durable::read(&self.db, outgoing::destinations).await {
                 Ok(destinations) => {
                     for (destination, good) in round.due(destinations, &self) {
@@ -100,6 +103,7 @@ impl Outgoing {
             };
             tokio::select! {
                 Ok(()) = self.firings.changed() => {}
+                Ok(()) = self.config.changed() => {}
                 Some(ended) = connections.join_next() => match ended {
                     Ok(ended) => round.ended(ended, self.listed().as_ref()),
                     Err(e) => {
@@ -433,14 +437,38 @@ impl Standing {
 /// The right to connections at a time: to all of them, and within these to those for strangers.
 #[derive(Debug)]
 struct Seats {
-    all: Semaphore,
-    strangers: Semaphore,
+    all: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
 }
 
 impl Seats {
     fn new(connections: usize) -> Self {
+        let [all, strangers] = Self::numbers(connections).map(|number| Arc::new(Semaphore::new(number)));
+        Self { all, strangers }
+    }
+
+    fn numbers(connections: usize) -> [usize; 2] {
         let all = connections.max(STRANGERS);
-        Self { all: Semaphore::new(all), strangers: Semaphore::new(all / STRANGERS) }
+        [all, all / STRANGERS]
+    }
+
+    /// There are more seats, or fewer: connections that are there keep theirs, and whoever waits behind waits until there
+    /// are no more than that.
+    fn change(&self, from: usize, to: usize) {
+        let seats = [&self.all, &self.strangers].into_iter();
+        for (seats, (from, to)) in seats.zip(Self::numbers(from).into_iter().zip(Self::numbers(to))) {
+            seats.add_permits(to.saturating_sub(from));
+            let fewer = u32::try_from(from.saturating_sub(to)).unwrap_or(u32::MAX);
+            if fewer > 0 {
+                let seats = Arc::clone(seats);
+                // Seats that are taken are taken away when they are given back.
+                tokio::spawn(async move {
+                    if let Ok(taken) = seats.acquire_many_owned(fewer).await {
+                        taken.forget();
+                    }
+                });
+            }
+        }
     }
 
     /// Seats that nobody waits for, at most so many.

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use super::config::NetworkConfig;
 use super::describe::{Descriptors, Stated};
 use super::keys::replace;
 use super::network::describe;
@@ -76,6 +77,13 @@ pub enum Publication {
     Failing,
 }
 
+impl Publication {
+    /// What is to be said before the server at this URL has answered.
+    pub(super) fn before(url: &str) -> Self {
+        if url.is_empty() { Self::Nowhere } else { Self::Pending }
+    }
+}
+
 /// What is known of the publication, and the bell that asks for another.
 #[derive(Debug)]
 pub(super) struct Desk {
@@ -126,10 +134,8 @@ pub(super) struct Publisher {
     pub(super) descriptors: watch::Receiver<Arc<Descriptors>>,
     /// Where what came of it is said, and where more is asked for.
     pub(super) desk: Arc<Desk>,
-    /// Base URL of the directory server, with a slash at its end.
-    pub(super) url: String,
-    /// How soon a failure is tried again.
-    pub(super) retry: Duration,
+    /// Which directory server, and how soon a failure is tried again; may change at any time.
+    pub(super) network: watch::Receiver<NetworkConfig>,
     /// Cancelled to stop the service.
     pub(super) stop: CancellationToken,
 }
@@ -139,7 +145,20 @@ impl Publisher {
     pub(super) async fn run(mut self) {
         let mut done: HashMap<Digest, Instant> = HashMap::new();
         let mut failing = false;
+        let mut asked = self.network.borrow().directory.clone();
         loop {
+            let NetworkConfig { directory: url, retry, .. } = self.network.borrow_and_update().clone();
+            if std::mem::replace(&mut asked, url.clone()) != url {
+                // Another server knows nothing of what the one before has.
+                done.clear();
+                self.desk.say(Publication::before(&url));
+            }
+            if url.is_empty() {
+                tokio::select! {
+                    Ok(()) = self.network.changed() => continue,
+                    () = self.stop.cancelled() => return,
+                }
+            }
             let all = Arc::clone(&self.descriptors.borrow_and_update());
             done.retain(|digest, _| all.all.iter().any(|stated| stated.descriptor.digest() == *digest));
             let (mut failed, mut said) = (None, None);
@@ -148,7 +167,7 @@ impl Publisher {
                 if done.get(&digest).is_some_and(|at| at.elapsed() < AGAIN) {
                     continue;
                 }
-                let upload = self.upload(stated);
+                let upload = upload(&url, stated);
                 match self.stop.run_until_cancelled(upload).await {
                     None => return,
                     Some(Ok(uploaded)) => {
@@ -159,7 +178,7 @@ impl Publisher {
                             });
                         }
                         let first = done.insert(digest, Instant::now()).is_none();
-                        self.note(stated, &uploaded).await;
+                        note(&url, stated, &uploaded).await;
                         if first {
                             tell(&stated.descriptor, &uploaded);
                         }
@@ -175,7 +194,7 @@ impl Publisher {
             if let Some(said) = said {
                 self.desk.say(said);
             }
-            let wait = if failed.is_some() { self.retry } else { AGAIN };
+            let wait = if failed.is_some() { retry } else { AGAIN };
             if let Some(e) = &failed
                 && !failing
             {
@@ -185,32 +204,33 @@ impl Publisher {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 changed = self.descriptors.changed() => if changed.is_err() { return },
+                Ok(()) = self.network.changed() => {}
                 () = self.desk.again.notified() => done.clear(),
                 () = self.stop.cancelled() => return,
             }
         }
     }
+}
 
-    async fn upload(&self, stated: &Stated) -> Result<Uploaded, FetchError> {
-        fetch::upload_descriptor(&format!("{}upload", self.url), stated.descriptor.text()).await
+async fn upload(url: &str, stated: &Stated) -> Result<Uploaded, FetchError> {
+    fetch::upload_descriptor(&format!("{url}upload"), stated.descriptor.text()).await
+}
+
+/// Notes what became of it. The note goes with its key; one that outlives it is removed at the next start.
+async fn note(url: &str, stated: &Stated, uploaded: &Uploaded) {
+    let word = match uploaded {
+        Uploaded::Accepted => "accepted",
+        Uploaded::Waiting { .. } => "waiting",
+    };
+    let line = format!("{} {word} {url}\n", stated.descriptor.digest());
+    let file = stated.note.clone();
+    if fs::read_to_string(&file).is_ok_and(|noted| noted == line) {
+        return;
     }
-
-    /// Notes what became of it. The note goes with its key; one that outlives it is removed at the next start.
-    async fn note(&self, stated: &Stated, uploaded: &Uploaded) {
-        let word = match uploaded {
-            Uploaded::Accepted => "accepted",
-            Uploaded::Waiting { .. } => "waiting",
-        };
-        let line = format!("{} {word} {}\n", stated.descriptor.digest(), self.url);
-        let file = stated.note.clone();
-        if fs::read_to_string(&file).is_ok_and(|noted| noted == line) {
-            return;
-        }
-        match spawn_blocking(move || replace(&file, line.as_bytes())).await {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => error!(error = %describe(&e), "what became of a descriptor cannot be noted"),
-            Err(e) => error!(panicked = e.is_panic(), "what became of a descriptor cannot be noted"),
-        }
+    match spawn_blocking(move || replace(&file, line.as_bytes())).await {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => error!(error = %describe(&e), "what became of a descriptor cannot be noted"),
+        Err(e) => error!(panicked = e.is_panic(), "what became of a descriptor cannot be noted"),
     }
 }
 

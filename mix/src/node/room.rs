@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -56,23 +57,26 @@ impl Room {
         }
     }
 
-    /// Asks from time to time, until stopped, for how many octets there is room, and keeps `reserve` of them free.
+    /// Asks from time to time, and when `reserve` changes, until stopped, for how many octets there is room, and keeps
+    /// `reserve` of them free.
     pub(super) async fn watch(
         self,
         room: impl Fn() -> io::Result<u64> + Send + Sync + 'static,
-        reserve: u64,
+        mut reserve: watch::Receiver<u64>,
         stop: CancellationToken,
     ) {
         let room = Arc::new(room);
         loop {
-            let room = Arc::clone(&room);
+            let (room, wanted) = (Arc::clone(&room), *reserve.borrow_and_update());
             // A disk that hangs must not hang the network.
             match tokio::task::spawn_blocking(move || room()).await {
-                Ok(free) => self.look(free, reserve),
+                Ok(free) => self.look(free, wanted),
                 Err(_) => return,
             }
-            if stop.run_until_cancelled(tokio::time::sleep(CHECK)).await.is_none() {
-                return;
+            tokio::select! {
+                () = tokio::time::sleep(CHECK) => {}
+                Ok(()) = reserve.changed() => {}
+                () = stop.cancelled() => return,
             }
         }
     }
@@ -153,7 +157,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (room, stop) = (Room::default(), CancellationToken::new());
         let path = folder.path().to_owned();
-        let watch = tokio::spawn(room.clone().watch(move || free_space(&path), u64::MAX, stop.clone()));
+        let reserve = watch::channel(u64::MAX).1;
+        let watch = tokio::spawn(room.clone().watch(move || free_space(&path), reserve, stop.clone()));
         let noticed = async {
             while room.is_there() {
                 tokio::time::sleep(CHECK).await;

@@ -1,7 +1,9 @@
 //! Starts and stops the services of a node, and those that carry a gateway's own packets.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -9,14 +11,15 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use super::changes::{Changes, Deliveries, bandwidth, check_access, mail_server, rhythm};
 use super::clock::{Even, World};
-use super::config::{MboxDeliveryConfig, MixRule, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig};
-use super::control::{Changes, Inner, NodeControl};
+use super::config::{MixRule, NetworkConfig, NodeConfig, OutgoingConfig};
+use super::control::{Inner, NodeControl};
 use super::counters::Counters;
 use super::describe::Descriptors;
 use super::dummies::Dummies;
-use super::exit::{ExitService, MboxWay, MessageIds, SmtpWay, Ways};
-use super::incoming::{self, Incoming, Worker};
+use super::exit::{ExitService, MessageIds};
+use super::incoming::{self, Incoming, PacketKeys, Worker};
 use super::keys::{InvalidKeys, KeyError, KeyPlan, Keyring};
 use super::link;
 use super::mixing::{Bells, Mixing, Rhythm};
@@ -25,17 +28,18 @@ use super::outgoing::Outgoing;
 use super::publish::{Desk, Publication, Publisher};
 use super::room::room_for;
 use super::rotation::{Office, Rotation};
-use super::stats::Statistics;
+use super::stats::Clerk;
 use crate::batch::{InvalidPool, Pool};
 use crate::crypto::pk::InvalidKey;
 use crate::crypto::{KeyId, Passphrase};
-use crate::deliver::mail::{MailWriter, NoReturnAddress};
+use crate::deliver::mail::NoReturnAddress;
 use crate::deliver::mbox::LocalMailboxes;
-use crate::deliver::smtp::{InvalidSmtpExit, SmtpExit};
+use crate::deliver::smtp::InvalidSmtpExit;
 use crate::directory::descriptor::Descriptor;
 use crate::directory::fields::{InvalidText, Text, Unsignable};
 use crate::directory::nickname::{InvalidNickname, Nickname};
-use crate::net::bandwidth::{Bandwidth, InvalidBandwidth};
+use crate::net::bandwidth::InvalidBandwidth;
+use crate::net::connect::Connector;
 use crate::net::listen::{ListenError, MmtpListener};
 use crate::net::resolve::Resolver;
 use crate::net::sockets::Inherited;
@@ -72,12 +76,6 @@ pub enum NodeError {
     /// `node.mixing`.
     #[error("node.mixing")]
     Mixing(#[from] InvalidPool),
-    /// `node.mixing.interval` is zero.
-    #[error("node.mixing.interval must be longer than nothing")]
-    Interval,
-    /// `node.stats.interval` is zero.
-    #[error("node.stats.interval must be longer than nothing")]
-    StatsInterval,
     /// The keys.
     #[error("the keys of the node")]
     Keys(#[from] KeyError),
@@ -148,11 +146,9 @@ impl NodeError {
             Self::Nickname(_)
             | Self::Host(_)
             | Self::Mixing(_)
-            | Self::Interval
             | Self::Access { .. }
             | Self::Bandwidth(_)
             | Self::Text { .. }
-            | Self::StatsInterval
             | Self::Descriptor(_)
             | Self::ReturnAddress(_)
             | Self::Smtp(_)
@@ -181,8 +177,6 @@ impl NodeError {
             Self::Access { .. } => "node.incoming.access",
             Self::Bandwidth(InvalidBandwidth::TooLittle { .. }) => "node.bandwidth.average",
             Self::Bandwidth(_) => "node.bandwidth.spike",
-            Self::Interval => "node.mixing.interval",
-            Self::StatsInterval => "node.stats.interval",
             Self::ReturnAddress(_) => "node.smtp.mail",
             Self::Smtp(_) => "node.smtp.server",
             Self::NoMailboxes => "node.mbox.enabled",
@@ -294,131 +288,157 @@ impl Node {
         let Parts { world, counters, mailboxes, network, directory, passphrase, sockets, stop } = parts;
         check(config, mailboxes.is_some())?;
         let nickname: Nickname = config.nickname.parse()?;
-        let bandwidth = bandwidth(config)?;
-        let plan = KeyPlan::new(&config.keys)?;
-        let passphrase = match (config.keys.sealed, passphrase) {
-            (true, None) => return Err(NodeError::NoPassphrase),
-            (sealed, passphrase) => passphrase.filter(|_| sealed),
-        };
-        let mut dice = world.dice();
-        // The lock first: whoever finishes what a crash left of the keys must be the only one at them.
-        let db = Db::open(&config.home.join("node.db"), &NODE_SCHEMAS)?;
-        let keyring = Keyring::open(&config.home.join("keys"), &plan, passphrase, &mut dice)?;
+        let Opened { db, keyring, replay } = Opened::open(config, passphrase, &world)?;
         let identity = keyring.identity().clone();
-        let replay = ReplayLog::open(&db)?;
-
-        let (change_rhythm, rhythm) = watch::channel(rhythm(config)?);
-        let (change_outgoing, outgoing) = watch::channel(config.outgoing.clone());
-        let message_ids = MessageIds::of(&identity);
-        let (change_ways, ways) = watch::channel(ways(config, mailboxes.clone(), &message_ids)?);
-        let (change_stats, stats) = watch::channel(config.stats.clone());
+        let own = identity.public_key().key_id();
+        let (left, message_ids) = (Arc::default(), MessageIds::of(&identity));
+        let deliveries = Deliveries { db: db.clone(), mailboxes, message_ids, left: Arc::clone(&left) };
+        let changes = Changes::new(config, network, deliveries, resolver)?;
 
         let incoming = Incoming::new(db.clone(), counters.clone());
-        let link = LinkIdentity::new(&identity, &nickname, world.now(), &mut dice)?;
+        let link = LinkIdentity::new(&identity, &nickname, world.now(), &mut world.dice())?;
         let (renew, link) = watch::channel(Arc::new(link));
-        let listener = MmtpListener::bind_in(
-            &sockets,
-            config.listen.clone(),
-            link,
-            config.incoming.clone(),
-            Arc::new(incoming.clone()),
-        )
-        .await?;
-        let listener = listener.with_bandwidth(bandwidth.clone());
-        let addresses = listener.local_addrs();
+        let (terms, sink) = (changes.incoming.subscribe(), Arc::new(incoming.clone()));
+        let listener = MmtpListener::bind_in(&sockets, config.listen.clone(), link, terms, sink).await?;
+        let (address, addresses) = (listener.local_addr(), listener.local_addrs());
         check_access(config, &addresses)?;
-        let address = listener.local_addr();
-        let (settings, in_force) = watch::channel(Arc::new(config.clone()));
         let rotation = Rotation::start(Office {
             keyring,
             replay: replay.clone(),
             db: db.clone(),
-            config: in_force,
+            config: changes.settings.subscribe(),
             port: address.port(),
             world: world.clone(),
             stop: stop.clone(),
             directory: directory.clone(),
         })?;
-        let (keyring, descriptors) = (Arc::clone(&rotation.keyring), rotation.descriptors.subscribe());
         let wishes = rotation.wishes.clone();
 
+        let (keyring, descriptors) = (Arc::clone(&rotation.keyring), rotation.descriptors.subscribe());
         let bells = Bells { incoming: Arc::clone(&incoming.bell), ..Bells::default() };
-        let own = identity.public_key().key_id();
-        let mut tasks = JoinSet::new();
-        let worker = Worker {
-            db: db.clone(),
-            keys: Arc::clone(&rotation.live),
-            replay: replay.clone(),
-            counters: counters.clone(),
-            stop: stop.clone(),
-        };
-        let (threads, feeder) = incoming::start(&incoming, worker);
-        tasks.spawn(async move {
-            if let Err(e) = feeder.await {
-                error!(panicked = e.is_panic(), "the feeder of the workers failed");
-            }
-        });
-        tasks.spawn(listener.run(stop.clone()));
-        let (home, store) = (config.home.clone(), db.clone());
-        let room = move || Ok(room_for(free_space(&home)?, &store));
-        tasks.spawn(incoming.room().clone().watch(room, config.disk_reserve, stop.clone()));
-        tasks.spawn(rotation.run());
-        tasks.spawn(link::run(renew, identity, nickname.clone(), world.clone(), stop.clone()));
-        let service = ExitService {
-            db: db.clone(),
-            bell: Arc::clone(&bells.exit),
-            counters: counters.clone(),
-            world: world.clone(),
-            even: Even::set(world.now()),
-            stop: stop.clone(),
-            ways,
-            left: Arc::default(),
-            some_ready: Arc::new(true.into()),
-        };
-        tasks.spawn(service.run());
-        let asked = !network.directory.is_empty();
-        let desk = Arc::new(Desk::new(if asked { Publication::Pending } else { Publication::Nowhere }));
-        if asked {
-            let publisher = Publisher {
-                descriptors: descriptors.clone(),
-                desk: Arc::clone(&desk),
-                url: network.directory,
-                retry: network.retry,
-                stop: stop.clone(),
-            };
-            tasks.spawn(publisher.run());
-        }
-        let statistics =
-            config.stats.enabled.then(|| Statistics::open(&config.stats, &config.home, world.now(), &mut dice));
-        if let Some(statistics) = statistics.clone() {
-            tasks.spawn(statistics.run(stats, counters.clone(), world.clone(), stop.clone()));
-        }
-        let dummies = directory.as_ref().filter(|_| config.dummies.enabled);
-        let dummies = dummies.map(|known| Dummies::new(config.dummies.clone(), known.clone(), own, counters.clone()));
-        let carry = Carry { db: db.clone(), rhythm, own: Some(own), dummies, directory, bandwidth, resolver };
-        carry.spawn(&mut tasks, bells, outgoing, counters.clone(), world.clone(), stop);
+        let (db, counters, world, stop) = (db.clone(), counters.clone(), world.clone(), stop.clone());
+        let mut crew = Crew { db, counters, world, stop, changes: &changes, tasks: JoinSet::new() };
+        let threads = crew.unwrap(&incoming, Arc::clone(&rotation.live), replay.clone());
+        crew.tasks.spawn(listener.run(crew.stop.clone()));
+        crew.watch_the_disk(&incoming, config.home.clone());
+        crew.tasks.spawn(rotation.run());
+        crew.tasks.spawn(link::run(renew, identity, nickname.clone(), crew.world.clone(), crew.stop.clone()));
+        crew.deliver(&bells, left);
+        let desk = crew.publish(descriptors.clone());
+        let statistics = crew.count(config);
+        crew.carry(own, bells, directory);
         info!(%nickname, key = %own, listen = listed(&addresses), "the node is up");
-        let control = NodeControl(Arc::new(Inner {
+        let Crew { db, counters, world, tasks, .. } = crew;
+        let inner = Inner {
             addresses: addresses.clone(),
             keyring,
             wishes,
-            config: settings,
             descriptors,
             db: db.clone(),
             counters,
             world,
-            mailboxes,
-            message_ids,
             desk,
             statistics,
-            changes: Changes {
-                rhythm: change_rhythm,
-                outgoing: change_outgoing,
-                ways: change_ways,
-                stats: change_stats,
-            },
-        }));
-        Ok(RunningNode { address, addresses, db, control, replay, tasks, threads })
+            changes,
+        };
+        Ok(RunningNode { address, addresses, db, control: NodeControl(Arc::new(inner)), replay, tasks, threads })
+    }
+}
+
+/// What lies in the home of a node.
+struct Opened {
+    db: Db,
+    keyring: Keyring,
+    replay: ReplayLog,
+}
+
+impl Opened {
+    fn open(config: &NodeConfig, passphrase: Option<Passphrase>, world: &World) -> Result<Self, NodeError> {
+        let plan = KeyPlan::new(&config.keys)?;
+        let passphrase = match (config.keys.sealed, passphrase) {
+            (true, None) => return Err(NodeError::NoPassphrase),
+            (sealed, passphrase) => passphrase.filter(|_| sealed),
+        };
+        // The lock first: whoever finishes what a crash left of the keys must be the only one at them.
+        let db = Db::open(&config.home.join("node.db"), &NODE_SCHEMAS)?;
+        let keyring = Keyring::open(&config.home.join("keys"), &plan, passphrase, &mut world.dice())?;
+        let replay = ReplayLog::open(&db)?;
+        Ok(Self { db, keyring, replay })
+    }
+}
+
+/// The services of a node as they are started, and what most of them share.
+struct Crew<'c> {
+    db: Db,
+    counters: Counters,
+    world: World,
+    stop: CancellationToken,
+    changes: &'c Changes,
+    tasks: JoinSet<()>,
+}
+
+impl Crew<'_> {
+    /// Workers who unwrap what comes; their threads end with the service that feeds them.
+    fn unwrap(&mut self, incoming: &Incoming, keys: PacketKeys, replay: ReplayLog) -> Vec<std::thread::JoinHandle<()>> {
+        let (db, counters, stop) = (self.db.clone(), self.counters.clone(), self.stop.clone());
+        let (threads, feeder) = incoming::start(incoming, Worker { db, keys, replay, counters, stop });
+        self.tasks.spawn(async move {
+            if let Err(e) = feeder.await {
+                error!(panicked = e.is_panic(), "the feeder of the workers failed");
+            }
+        });
+        threads
+    }
+
+    fn watch_the_disk(&mut self, incoming: &Incoming, home: PathBuf) {
+        let store = self.db.clone();
+        let room = move || Ok(room_for(free_space(&home)?, &store));
+        self.tasks.spawn(incoming.room().clone().watch(room, self.changes.reserve.subscribe(), self.stop.clone()));
+    }
+
+    fn deliver(&mut self, bells: &Bells, left: Arc<AtomicI64>) {
+        let service = ExitService {
+            db: self.db.clone(),
+            bell: Arc::clone(&bells.exit),
+            counters: self.counters.clone(),
+            world: self.world.clone(),
+            even: Even::set(self.world.now()),
+            stop: self.stop.clone(),
+            ways: self.changes.ways.subscribe(),
+            left,
+            some_ready: Arc::new(true.into()),
+        };
+        self.tasks.spawn(service.run());
+    }
+
+    fn publish(&mut self, descriptors: watch::Receiver<Arc<Descriptors>>) -> Arc<Desk> {
+        let network = self.changes.network.subscribe();
+        let desk = Arc::new(Desk::new(Publication::before(&network.borrow().directory)));
+        let publisher = Publisher { descriptors, desk: Arc::clone(&desk), network, stop: self.stop.clone() };
+        self.tasks.spawn(publisher.run());
+        desk
+    }
+
+    fn count(&mut self, config: &NodeConfig) -> Clerk {
+        let clerk = Clerk::new(&config.stats, config.home.clone(), self.counters.clone(), self.world.clone());
+        self.tasks.spawn(clerk.clone().run(self.changes.stats.subscribe(), self.stop.clone()));
+        clerk
+    }
+
+    fn carry(&mut self, own: KeyId, bells: Bells, directory: Option<Network>) {
+        let changes = self.changes;
+        let dummies =
+            |known: &Network| Dummies::new(changes.dummies.subscribe(), known.clone(), own, self.counters.clone());
+        let carry = Carry {
+            db: self.db.clone(),
+            rhythm: changes.rhythm.subscribe(),
+            own: Some(own),
+            dummies: directory.as_ref().map(dummies),
+            directory,
+            config: changes.outgoing.subscribe(),
+            connect: Connector::on(changes.reach.subscribe()),
+        };
+        carry.spawn(&mut self.tasks, bells, self.counters.clone(), self.world.clone(), self.stop.clone());
     }
 }
 
@@ -434,11 +454,17 @@ impl Sending {
         let mut tasks = JoinSet::new();
         let Parts { world, counters, directory, stop, .. } = parts;
         // Nothing of these changes while the gateway runs.
-        let (_, rhythm) = watch::channel(Rhythm { pool: Pool::Timed, interval });
-        let (_, outgoing) = watch::channel(outgoing);
-        // No dummies: they would come from a user as regularly as from a mix, and say that there is one.
-        let carry = Carry { db, rhythm, own: None, dummies: None, directory, bandwidth: None, resolver: None };
-        carry.spawn(&mut tasks, Bells::default(), outgoing, counters, world, stop);
+        let carry = Carry {
+            db,
+            rhythm: watch::channel(Rhythm { pool: Pool::Timed, interval }).1,
+            own: None,
+            // They would come from a user as regularly as from a mix, and say that there is one.
+            dummies: None,
+            directory,
+            connect: Connector::fixed(outgoing.terms(None, None)),
+            config: watch::channel(outgoing).1,
+        };
+        carry.spawn(&mut tasks, Bells::default(), counters, world, stop);
         Self { tasks }
     }
 
@@ -460,23 +486,13 @@ struct Carry {
     own: Option<KeyId>,
     dummies: Option<Dummies>,
     directory: Option<Network>,
-    bandwidth: Option<Bandwidth>,
-    /// `None`: the system's.
-    resolver: Option<Resolver>,
+    config: watch::Receiver<OutgoingConfig>,
+    connect: Connector,
 }
 
 impl Carry {
-    fn spawn(
-        self,
-        tasks: &mut JoinSet<()>,
-        bells: Bells,
-        config: watch::Receiver<OutgoingConfig>,
-        counters: Counters,
-        world: World,
-        stop: CancellationToken,
-    ) {
-        let Self { db, rhythm, own, dummies, directory, bandwidth, resolver } = self;
-        let connect = config.borrow().connector(resolver, bandwidth);
+    fn spawn(self, tasks: &mut JoinSet<()>, bells: Bells, counters: Counters, world: World, stop: CancellationToken) {
+        let Self { db, rhythm, own, dummies, directory, config, connect } = self;
         let outgoing = Outgoing {
             db: db.clone(),
             config,
@@ -490,23 +506,6 @@ impl Carry {
         };
         tasks.spawn(outgoing.run());
         tasks.spawn(Mixing { db, rhythm, own, dummies, bells, counters }.run(world, stop));
-    }
-}
-
-/// The limit for all links of the node, of which each must get a packet through before anybody gives it up.
-fn bandwidth(config: &NodeConfig) -> Result<Option<Bandwidth>, NodeError> {
-    let links = config.incoming.max_connections.saturating_add(config.outgoing.connections);
-    let patience = config.incoming.idle_timeout.min(config.outgoing.progress_timeout);
-    Ok(config.bandwidth.limit(links, patience)?)
-}
-
-/// Rules that let nobody in at a port of this node were not meant so.
-fn check_access(config: &NodeConfig, addresses: &[SocketAddr]) -> Result<(), NodeError> {
-    let policy = config.incoming.access.policy();
-    // Which port 0 becomes is seen at the start.
-    match addresses.iter().map(SocketAddr::port).find(|port| *port != 0 && !policy.opens(*port)) {
-        Some(port) => Err(NodeError::Access { port }),
-        None => Ok(()),
     }
 }
 
@@ -547,9 +546,6 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
     bandwidth(config)?;
     check_access(config, config.listen.as_slice())?;
     check_texts(config)?;
-    if config.stats.interval.is_zero() {
-        return Err(NodeError::StatsInterval);
-    }
     KeyPlan::new(&config.keys)?;
     if config.fragments.enabled && config.fragments.max_size > config.fragments.max_stored {
         return Err(NodeError::Fragments);
@@ -573,46 +569,6 @@ fn check_texts(config: &NodeConfig) -> Result<(), NodeError> {
         kind.check(text).map_err(|source| NodeError::Text { key, source })?;
     }
     Ok(())
-}
-
-/// When packets leave, and which.
-pub(super) fn rhythm(config: &NodeConfig) -> Result<Rhythm, NodeError> {
-    let (pool, interval) = (config.mixing.pool()?, config.mixing.interval);
-    if interval.is_zero() {
-        return Err(NodeError::Interval);
-    }
-    Ok(Rhythm { pool, interval })
-}
-
-/// How messages are delivered.
-pub(super) fn ways(
-    config: &NodeConfig,
-    mailboxes: Option<Arc<dyn LocalMailboxes<Arrival>>>,
-    message_ids: &MessageIds,
-) -> Result<Ways, NodeError> {
-    let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, message_ids.clone())).transpose()?.map(Arc::new);
-    let mbox = match (config.mbox.enabled, mailboxes) {
-        (false, _) => None,
-        (true, None) => return Err(NodeError::NoMailboxes),
-        (true, Some(mailboxes)) => Some(Arc::new(mbox_way(&config.mbox, mailboxes))),
-    };
-    Ok(Ways { smtp, smtp_retry: config.smtp.retry.clone(), mbox, fragments: config.fragments.clone() })
-}
-
-fn mail_server(config: &SmtpDeliveryConfig) -> Result<(MailWriter, SmtpExit), NodeError> {
-    let writer = MailWriter::new(config.mail.clone())?;
-    let server = SmtpExit::new(&config.server, writer.return_address())?;
-    Ok((writer, server))
-}
-
-fn smtp_way(config: &SmtpDeliveryConfig, message_ids: MessageIds) -> Result<SmtpWay, NodeError> {
-    let (writer, server) = mail_server(config)?;
-    let SmtpDeliveryConfig { max_size, inflate_max, ref retry, .. } = *config;
-    Ok(SmtpWay { writer, server, max_size, inflate_max, retry: retry.clone(), message_ids })
-}
-
-fn mbox_way(config: &MboxDeliveryConfig, mailboxes: Arc<dyn LocalMailboxes<Arrival>>) -> MboxWay {
-    MboxWay { mailboxes, max_size: config.max_size }
 }
 
 #[cfg(test)]

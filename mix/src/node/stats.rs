@@ -115,7 +115,7 @@ impl Statistics {
             kept.unwrap_or(Kept { since: now, up: Duration::ZERO, figures: BTreeMap::new() });
         let names = of_the_node(&Counts::default()).map(|(name, _)| name);
         let running = names.map(|name| (name, drawn(figures.get(name).copied().unwrap_or(STEP), dice))).collect();
-        let report = config.file.clone().unwrap_or_else(|| home.join("statistics"));
+        let report = report_file(config, &state);
         let interval = config.interval;
         let seen = Counts::default();
         Self(Arc::new(Mutex::new(Inner { interval, report, state, since, up, until: now, seen, running })))
@@ -141,42 +141,92 @@ impl Statistics {
         inner.keep()
     }
 
-    /// Another interval from now on.
-    pub(super) fn set_interval(&self, interval: Duration) {
-        self.inner().interval = interval;
+    /// Goes by other settings from now on.
+    fn obey(&self, config: &StatsConfig) {
+        let mut inner = self.inner();
+        inner.interval = config.interval;
+        inner.report = report_file(config, &inner.state);
+    }
+
+    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps the statistics of a node while its settings want them. Clones are the same.
+#[derive(Clone)]
+pub(super) struct Clerk {
+    home: PathBuf,
+    counters: Counters,
+    world: World,
+    /// `None`: none are kept.
+    book: Arc<Mutex<Option<Statistics>>>,
+}
+
+impl Clerk {
+    /// Begins at once, if any are wanted.
+    pub(super) fn new(config: &StatsConfig, home: PathBuf, counters: Counters, world: World) -> Self {
+        let clerk = Self { home, counters, world, book: Arc::default() };
+        clerk.begin(config);
+        clerk
+    }
+
+    /// What may be shown; `None` when none are kept.
+    pub(super) fn report(&self) -> Option<Report> {
+        self.book().as_ref().map(Statistics::report)
     }
 
     /// Ends slices until stopped, and one more then.
-    pub(super) async fn run(
-        self,
-        mut changes: watch::Receiver<StatsConfig>,
-        counters: Counters,
-        world: World,
-        stop: CancellationToken,
-    ) {
+    pub(super) async fn run(self, mut changes: watch::Receiver<StatsConfig>, stop: CancellationToken) {
         loop {
-            let interval = changes.borrow_and_update().interval;
-            self.set_interval(interval);
+            let config = changes.borrow_and_update().clone();
+            let kept = self.book().clone();
+            match kept {
+                Some(statistics) if config.enabled => statistics.obey(&config),
+                Some(_) => {
+                    self.end_slice().await;
+                    *self.book() = None;
+                }
+                None => self.begin(&config),
+            }
             let stopped = tokio::select! {
-                () = tokio::time::sleep((interval / SLICES).max(SHORTEST)) => false,
+                () = tokio::time::sleep((config.interval / SLICES).max(SHORTEST)), if config.enabled => false,
                 Ok(()) = changes.changed() => continue,
                 () = stop.cancelled() => true,
             };
-            let (this, now, counts, mut dice) = (self.clone(), world.now(), counters.snapshot(), world.dice());
-            match spawn_blocking(move || this.end_slice(now, counts, &mut dice)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(e)) => error!(error = %super::network::describe(&e), "the statistics cannot be kept"),
-                Err(e) => error!(panicked = e.is_panic(), "the statistics cannot be kept"),
-            }
+            self.end_slice().await;
             if stopped {
                 return;
             }
         }
     }
 
-    fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What was counted before is not in them: nobody wanted it kept.
+    fn begin(&self, config: &StatsConfig) {
+        if config.enabled {
+            let statistics = Statistics::open(config, &self.home, self.world.now(), &mut self.world.dice());
+            statistics.inner().seen = self.counters.snapshot();
+            *self.book() = Some(statistics);
+        }
     }
+
+    async fn end_slice(&self) {
+        let Some(statistics) = self.book().clone() else { return };
+        let (now, counts, mut dice) = (self.world.now(), self.counters.snapshot(), self.world.dice());
+        match spawn_blocking(move || statistics.end_slice(now, counts, &mut dice)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(e)) => error!(error = %super::network::describe(&e), "the statistics cannot be kept"),
+            Err(e) => error!(panicked = e.is_panic(), "the statistics cannot be kept"),
+        }
+    }
+
+    fn book(&self) -> std::sync::MutexGuard<'_, Option<Statistics>> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn report_file(config: &StatsConfig, state: &Path) -> PathBuf {
+    config.file.clone().unwrap_or_else(|| state.with_file_name("statistics"))
 }
 
 impl Inner {

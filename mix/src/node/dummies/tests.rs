@@ -60,7 +60,7 @@ fn assert_plausible(count: usize, trials: usize, p: f64) {
 
 fn dummies(home: &tempfile::TempDir, mixes: std::ops::RangeInclusive<u64>, config: DummiesConfig) -> Dummies {
     let network = network(home.path(), mixes, &noon_world(SEED));
-    Dummies::new(config, network, key_id(1), Counters::default())
+    Dummies::new(watch::channel(config).1, network, key_id(1), Counters::default())
 }
 
 fn mixing(home: &tempfile::TempDir, pool: Pool, dummies: Dummies) -> Mixing {

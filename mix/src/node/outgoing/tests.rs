@@ -45,7 +45,7 @@ fn bench(retry: Vec<RetryStep>) -> Bench {
         db: Db::open(&home.path().join("node/node.db"), &NODE_SCHEMAS).unwrap(),
         config: watch::channel(config).1,
         rhythm: watch::channel(Rhythm { pool: Pool::Timed, interval: INTERVAL }).1,
-        connect: OutgoingConfig::default().connector(None, None),
+        connect: Connector::fixed(OutgoingConfig::default().terms(None, None)),
         firings,
         network: None,
         counters: Counters::default(),
@@ -385,7 +385,7 @@ async fn sixteen_tarpits_do_not_keep_an_honest_mix_from_its_packets() {
 async fn stranger_is_served_when_the_tarpits_before_it_have_had_their_time() {
     let mut bench = bench(tries(9));
     let config = OutgoingConfig { handshake_timeout: Duration::from_secs(2), ..OutgoingConfig::default() };
-    bench.outgoing.connect = config.connector(None, None);
+    bench.outgoing.connect = Connector::fixed(config.terms(None, None));
     let stop = bench.outgoing.stop.clone();
     let (hosts, _held) = tarpits(16).await;
     hosts.iter().for_each(|host| bench.queue(host, 1));

@@ -13,9 +13,9 @@ use crate::net::addresses::Access;
 use crate::net::connect::{ConnectConfig, Outcome, Unit, deliver};
 use crate::net::listen::{PacketSink, Refused};
 use crate::node::config::DummiesConfig;
+use crate::node::retry::{RetrySchedule, RetryStep};
 use crate::node::testing::{PATIENCE, hop, listening, network, noon_world};
-use crate::packet::{HostRoute, NextHop, PACKET_LEN, Packet, RoutingType};
-use crate::payload::compress::compress;
+use crate::packet::{HostRoute, NextHop, PACKET_LEN, Packet, Payload, RoutingType};
 use crate::store::queue::exit;
 use crate::store::queue::pool::{self, PoolItem};
 
@@ -139,7 +139,11 @@ impl PacketSink for Taking {
 #[tokio::test]
 async fn mix_that_the_rules_forbade_is_reached_when_they_do_not_any_more() {
     let denied = access(&["deny 127.0.0.1", "allow * 1-65535"]);
-    let mut story = Story::begin(|config| config.outgoing.access = denied, |_| {}).await;
+    let retry = RetryStep { every: Duration::from_millis(20), during: Duration::from_secs(3600) };
+    let changed = |config: &mut NodeConfig| {
+        (config.outgoing.access, config.outgoing.retry) = (denied, RetrySchedule::new(vec![retry]));
+    };
+    let mut story = Story::begin(changed, |_| {}).await;
     let port = listening(2, Taking, &story.stop).await;
     let next = NextHop::Host(hop(2, port).route);
     story.running.db.write(move |tx| pool::insert(tx, &PoolItem::Relay { next, packet: packet() })).unwrap();
@@ -156,7 +160,7 @@ async fn dummies_begin_and_end() {
     let world = noon_world(0x7265_6c6f_6164);
     let known = network(home.path(), 2..=5, &world);
     let dummies = |config: &mut NodeConfig| config.dummies.enabled = false;
-    let mut story = Story::begin(dummies, |parts| parts.directory = Some(known)).await;
+    let mut story = Story::begin(dummies, |parts| (parts.world, parts.directory) = (world, Some(known))).await;
     let noon = story.counters.clone();
     tokio::time::sleep(MOMENT).await;
     assert_eq!(noon.snapshot().dummies, 0);
@@ -194,6 +198,49 @@ async fn reserve_of_disk_space_is_kept_from_the_reload_on() {
     story.reload(|config| config.disk_reserve = 0);
     let taken = async { while offered(&story).await != Outcome::Delivered {} };
     timeout(PATIENCE, taken).await.expect("there is room again");
+    story.end().await;
+}
+
+#[tokio::test]
+async fn bandwidth_is_limited_and_free_again() {
+    let mut story = Story::begin(|_| {}, |_| {}).await;
+    let limits = |story: &Story| {
+        let changes = &story.running.control.0.changes;
+        let (incoming, reach) = (changes.incoming.borrow().bandwidth.clone(), changes.reach.borrow().bandwidth.clone());
+        [incoming, reach].map(|limit| limit.is_some())
+    };
+    assert_eq!(limits(&story), [false, false]);
+    story.reload(|config| config.bandwidth.average = 1 << 20);
+    assert_eq!(limits(&story), [true, true], "both ways share it");
+    let mut too_little = story.config.clone();
+    too_little.bandwidth.average = 1;
+    assert!(matches!(story.running.control.apply(&too_little), Err(NodeError::Bandwidth(_))));
+    story.reload(|config| config.bandwidth.average = 0);
+    assert_eq!(limits(&story), [false, false]);
+    story.end().await;
+}
+
+#[tokio::test]
+async fn directory_server_is_named_and_forgotten() {
+    let story = Story::begin(|_| {}, |_| {}).await;
+    let control = story.running.control.clone();
+    assert_eq!(control.publish_again().await, Publication::Nowhere);
+    // Nobody listens there.
+    let directory = "http://127.0.0.1:1/".to_owned();
+    control.apply_network(&NetworkConfig { directory, ..NetworkConfig::default() });
+    let failing = async {
+        while control.status().await.publication != Publication::Failing {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, failing).await.expect("it is asked");
+    control.apply_network(&NetworkConfig::default());
+    let nowhere = async {
+        while control.status().await.publication != Publication::Nowhere {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, nowhere).await.expect("nobody is asked any more");
     story.end().await;
 }
 
@@ -237,13 +284,19 @@ async fn mail_that_waits_when_its_delivery_is_switched_off_is_kept_and_what_come
     let (mailboxes, on) = (frida.clone(), |config: &mut NodeConfig| config.mbox.enabled = true);
     let mut story = Story::begin(on, |parts| parts.mailboxes = Some(mailboxes)).await;
     let db = story.running.db.clone();
-    let comes = || db.write(|tx| exit::insert_message(tx, RoutingType::MBOX, b"frida", &compress(b"\ntext"))).unwrap();
+    let comes = || {
+        let payload = Payload::random(&mut World::real().dice());
+        let (exit_type, address) = (RoutingType::MBOX, b"frida".to_vec());
+        let item = PoolItem::Deliver { exit_type, address, handle: None, payload };
+        db.write(move |tx| pool::insert(tx, &item)).unwrap();
+    };
     comes();
+    until("a mail that waits", || db.read(exit::count).unwrap() == 1).await;
     story.reload(|config| config.mbox.enabled = false);
     comes();
     let counters = story.counters.clone();
     until("the second is dropped", || counters.snapshot().undeliverable == 1).await;
-    assert_eq!(db.read(exit::count).unwrap(), 1, "the first waits");
+    until("the first waits, and it alone", || db.read(exit::count).unwrap() == 1).await;
     frida.away.store(false, Ordering::Relaxed);
     story.reload(|config| config.mbox.enabled = true);
     comes();

@@ -1,0 +1,199 @@
+//! What of a node may change while it runs, and the ends from which its services get it.
+//!
+//! What can fail is made first: settings are taken whole or not at all. When a service looks at what it got is its own
+//! business; most do when they next decide something. What ports, folders, names and sealed keys are bound to is not here.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use tokio::sync::watch;
+
+use super::config::{
+    DummiesConfig, MboxDeliveryConfig, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig, StatsConfig,
+};
+use super::exit::{MboxWay, MessageIds, SmtpWay, Ways};
+use super::mixing::Rhythm;
+use super::start::NodeError;
+use crate::deliver::mail::MailWriter;
+use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::smtp::SmtpExit;
+use crate::net::bandwidth::Bandwidth;
+use crate::net::resolve::Resolver;
+use crate::net::{connect, listen};
+use crate::store::inbox::Arrival;
+use crate::store::queue::left;
+use crate::store::{Db, StoreError};
+
+/// What deliveries are made of, beside settings.
+pub(super) struct Deliveries {
+    pub(super) db: Db,
+    /// Users of this node, when it keeps mail for a gateway.
+    pub(super) mailboxes: Option<Arc<dyn LocalMailboxes<Arrival>>>,
+    pub(super) message_ids: MessageIds,
+    /// Deliveries up to this place in the queue came when their delivery was on.
+    pub(super) left: Arc<AtomicI64>,
+}
+
+/// The ends.
+pub(super) struct Changes {
+    /// All of them, for keys and descriptors.
+    pub(super) settings: watch::Sender<Arc<NodeConfig>>,
+    pub(super) rhythm: watch::Sender<Rhythm>,
+    pub(super) dummies: watch::Sender<DummiesConfig>,
+    pub(super) incoming: watch::Sender<listen::Terms>,
+    pub(super) outgoing: watch::Sender<OutgoingConfig>,
+    pub(super) reach: watch::Sender<connect::Terms>,
+    pub(super) reserve: watch::Sender<u64>,
+    pub(super) ways: watch::Sender<Ways>,
+    pub(super) stats: watch::Sender<StatsConfig>,
+    pub(super) network: watch::Sender<NetworkConfig>,
+    deliveries: Deliveries,
+    /// Who looks up names, whatever the settings say. `None`: the system.
+    resolver: Option<Resolver>,
+}
+
+/// What was made of settings, and can be taken.
+pub(super) struct Made {
+    rhythm: Rhythm,
+    ways: Ways,
+    bandwidth: Option<Bandwidth>,
+}
+
+impl Changes {
+    /// As a start has them.
+    ///
+    /// # Errors
+    /// [`NodeError`], as [`Changes::make`].
+    pub(super) fn new(
+        config: &NodeConfig,
+        network: NetworkConfig,
+        deliveries: Deliveries,
+        resolver: Option<Resolver>,
+    ) -> Result<Self, NodeError> {
+        let Made { rhythm, ways, bandwidth } = make(config, &deliveries)?;
+        let incoming = listen::Terms { config: config.incoming.clone(), bandwidth: bandwidth.clone() };
+        Ok(Self {
+            settings: watch::Sender::new(Arc::new(config.clone())),
+            rhythm: watch::Sender::new(rhythm),
+            dummies: watch::Sender::new(config.dummies.clone()),
+            incoming: watch::Sender::new(incoming),
+            outgoing: watch::Sender::new(config.outgoing.clone()),
+            reach: watch::Sender::new(config.outgoing.terms(resolver.clone(), bandwidth)),
+            reserve: watch::Sender::new(config.disk_reserve),
+            ways: watch::Sender::new(ways),
+            stats: watch::Sender::new(config.stats.clone()),
+            network: watch::Sender::new(network),
+            deliveries,
+            resolver,
+        })
+    }
+
+    /// What these settings ask for. Nothing changes yet.
+    ///
+    /// # Errors
+    /// [`NodeError`], as at a start.
+    pub(super) fn make(&self, config: &NodeConfig) -> Result<Made, NodeError> {
+        make(config, &self.deliveries)
+    }
+
+    /// Lets the services go by it: what was made of `config`.
+    ///
+    /// # Errors
+    /// What the database says; nothing has changed then.
+    pub(super) fn take(&self, config: &NodeConfig, made: Made) -> Result<(), StoreError> {
+        let Made { rhythm, ways, bandwidth } = made;
+        self.switch(ways)?;
+        let bandwidth = Bandwidth::changed(self.incoming.borrow().bandwidth.clone(), bandwidth);
+        let incoming = listen::Terms { config: config.incoming.clone(), bandwidth: bandwidth.clone() };
+        self.incoming.send_replace(incoming);
+        let reach = config.outgoing.terms(self.resolver_for(&config.outgoing), bandwidth);
+        self.reach.send_replace(reach);
+        self.rhythm.send_if_modified(|old| replace(old, rhythm));
+        self.dummies.send_if_modified(|old| replace(old, config.dummies.clone()));
+        self.outgoing.send_if_modified(|old| replace(old, config.outgoing.clone()));
+        self.reserve.send_if_modified(|old| replace(old, config.disk_reserve));
+        self.stats.send_if_modified(|old| replace(old, config.stats.clone()));
+        Ok(())
+    }
+
+    /// What waits for a delivery that is switched off goes on waiting: whoever looks at the ways knows what that is.
+    fn switch(&self, ways: Ways) -> Result<(), StoreError> {
+        let goes_off = {
+            let old = self.ways.borrow();
+            (old.smtp.is_some() && ways.smtp.is_none()) || (old.mbox.is_some() && ways.mbox.is_none())
+        };
+        if goes_off && let Some(newest) = self.deliveries.db.read(left::newest)? {
+            self.deliveries.left.fetch_max(newest.0, Ordering::Relaxed);
+        }
+        self.ways.send_replace(ways);
+        Ok(())
+    }
+
+    /// Names that are known stay known, unless how they are looked up has changed.
+    fn resolver_for(&self, config: &OutgoingConfig) -> Option<Resolver> {
+        let old = self.outgoing.borrow();
+        let same = (old.address_lifetime, old.lookups) == (config.address_lifetime, config.lookups);
+        if same { Some(self.reach.borrow().resolver.clone()) } else { self.resolver.clone() }
+    }
+}
+
+fn replace<T: PartialEq>(old: &mut T, new: T) -> bool {
+    let changed = *old != new;
+    *old = new;
+    changed
+}
+
+fn make(config: &NodeConfig, deliveries: &Deliveries) -> Result<Made, NodeError> {
+    Ok(Made { rhythm: rhythm(config)?, ways: ways(config, deliveries)?, bandwidth: bandwidth(config)? })
+}
+
+/// When packets leave, and which.
+pub(super) fn rhythm(config: &NodeConfig) -> Result<Rhythm, NodeError> {
+    Ok(Rhythm { pool: config.mixing.pool()?, interval: config.mixing.interval })
+}
+
+/// The limit for all links of the node, of which each must get a packet through before anybody gives it up.
+pub(super) fn bandwidth(config: &NodeConfig) -> Result<Option<Bandwidth>, NodeError> {
+    let links = config.incoming.max_connections.saturating_add(config.outgoing.connections);
+    let patience = config.incoming.idle_timeout.min(config.outgoing.progress_timeout);
+    Ok(config.bandwidth.limit(links, patience)?)
+}
+
+/// Rules that let nobody in at a port of this node were not meant so.
+pub(super) fn check_access(config: &NodeConfig, addresses: &[SocketAddr]) -> Result<(), NodeError> {
+    let policy = config.incoming.access.policy();
+    // Which port 0 becomes is seen at the start.
+    match addresses.iter().map(SocketAddr::port).find(|port| *port != 0 && !policy.opens(*port)) {
+        Some(port) => Err(NodeError::Access { port }),
+        None => Ok(()),
+    }
+}
+
+/// How messages are delivered.
+fn ways(config: &NodeConfig, deliveries: &Deliveries) -> Result<Ways, NodeError> {
+    let message_ids = || deliveries.message_ids.clone();
+    let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, message_ids())).transpose()?.map(Arc::new);
+    let mbox = match (config.mbox.enabled, deliveries.mailboxes.clone()) {
+        (false, _) => None,
+        (true, None) => return Err(NodeError::NoMailboxes),
+        (true, Some(mailboxes)) => Some(Arc::new(mbox_way(&config.mbox, mailboxes))),
+    };
+    Ok(Ways { smtp, smtp_retry: config.smtp.retry.clone(), mbox, fragments: config.fragments.clone() })
+}
+
+pub(super) fn mail_server(config: &SmtpDeliveryConfig) -> Result<(MailWriter, SmtpExit), NodeError> {
+    let writer = MailWriter::new(config.mail.clone())?;
+    let server = SmtpExit::new(&config.server, writer.return_address())?;
+    Ok((writer, server))
+}
+
+fn smtp_way(config: &SmtpDeliveryConfig, message_ids: MessageIds) -> Result<SmtpWay, NodeError> {
+    let (writer, server) = mail_server(config)?;
+    let SmtpDeliveryConfig { max_size, inflate_max, ref retry, .. } = *config;
+    Ok(SmtpWay { writer, server, max_size, inflate_max, retry: retry.clone(), message_ids })
+}
+
+fn mbox_way(config: &MboxDeliveryConfig, mailboxes: Arc<dyn LocalMailboxes<Arrival>>) -> MboxWay {
+    MboxWay { mailboxes, max_size: config.max_size }
+}
