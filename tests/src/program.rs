@@ -54,6 +54,11 @@ impl Program {
         Self { child, output }
     }
 
+    /// The number of the process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it has printed so far.
     pub fn stdout(&self) -> String {
         self.read("stdout")

@@ -606,6 +606,54 @@ fn socket_that_fits_no_door_is_an_error() {
     assert!(program.stderr().contains(&other.to_string()), "{}", program.stderr());
 }
 
+/// The program with so many file descriptors, as a shell's `ulimit` sets them.
+fn with_descriptors(node: &Node, limit: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.current_dir(node.folder.path()).stdin(Stdio::null());
+    shell.args(["-c", &format!("ulimit {limit}; exec \"$@\""), "sh"]).arg(binary());
+    shell.args(["node", "start", "--config"]).arg(node.file());
+    shell
+}
+
+#[test]
+fn descriptors_are_taken_up_to_the_hard_limit_and_no_more_connections_are_promised() {
+    let node = Node::new();
+    let mut program = Program::start(with_descriptors(&node, "-Sn 64"));
+    program.until("an answer of the node", |_| (node.run(&["node", "status"]).0 == 0).then_some(()));
+    let limits = fs::read_to_string(format!("/proc/{}/limits", program.id())).unwrap();
+    let open_files: Vec<_> =
+        limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split_whitespace().collect();
+    assert_eq!(open_files[3], open_files[4], "soft and hard: {open_files:?}");
+    program.stop();
+
+    node.write(&(node.config() + "[node.incoming]\nmax_connections = 9000\n"));
+    let mut program = Program::start(with_descriptors(&node, "-n 2000"));
+    assert_eq!(program.wait(PATIENCE).code(), Some(78), "{}", program.stderr());
+    let said = program.stderr();
+    for words in ["node.toml:11", "node.incoming.max_connections", "2000", "LimitNOFILE"] {
+        assert!(said.contains(words), "{said}");
+    }
+}
+
+#[test]
+fn node_that_can_accept_nobody_says_so_once() {
+    let node = Node::new();
+    let mut program = node.start();
+    let id = program.id().to_string();
+    let limit = |files: &str| {
+        assert!(Command::new("prlimit").args(["--pid", &id, files]).status().unwrap().success());
+    };
+    limit("--nofile=1:");
+    let kept: Vec<_> = (0..3).map(|_| TcpStream::connect(node.address).unwrap()).collect();
+    program.until("a warning", |program| program.stderr().contains("no connection can be accepted").then_some(()));
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(program.stderr().matches("no connection can be accepted").count(), 1, "{}", program.stderr());
+    drop(kept);
+    limit("--nofile=1000:");
+    assert!(is_let_in(node.address));
+    program.stop();
+}
+
 #[test]
 fn metrics_are_rounded_and_for_this_machine_alone() {
     let node = Node::new();

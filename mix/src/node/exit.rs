@@ -486,10 +486,14 @@ fn write_mail(
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::sync::atomic::AtomicUsize;
+
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
     use super::*;
     use crate::deliver::mail::MailConfig;
     use crate::deliver::smtp::SmtpExitConfig;
+    use crate::node::retry::RetryStep;
     use crate::packet::build::Exit;
     use crate::packet::{Handle, Payload};
     use crate::payload::compress::compress;
@@ -578,6 +582,156 @@ mod tests {
                 self.service.reassemble_ready().await;
             }
         }
+    }
+
+    /// How the mail server of a test behaves. It counts who connects.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Server {
+        /// Takes connections and says nothing.
+        Hangs,
+        /// Says nothing any more where the mail itself is to come.
+        HangsInData,
+        /// Says that it has too much to do.
+        Busy,
+        /// Takes all mail, but that for `grey`, whom it refuses for now.
+        Takes,
+    }
+
+    impl Server {
+        async fn serve(self, stream: tokio::net::TcpStream) -> std::io::Result<()> {
+            let mut stream = BufReader::new(stream);
+            let greeting = match self {
+                Self::Hangs => return std::future::pending().await,
+                Self::Busy => "421 too busy",
+                Self::HangsInData | Self::Takes => "220 hello",
+            };
+            stream.write_all(format!("{greeting}\r\n").as_bytes()).await?;
+            let (mut line, mut in_data) = (String::new(), false);
+            while stream.read_line(&mut line).await? > 0 {
+                let answer = match line.split_ascii_whitespace().next().unwrap_or_default() {
+                    "." => "250 taken",
+                    _ if in_data => "",
+                    "DATA" => "354 go on",
+                    "RCPT" if line.contains("grey") => "450 later",
+                    _ => "250 ok",
+                };
+                in_data = (in_data || line.starts_with("DATA")) && !line.starts_with(".\r");
+                if self == Self::HangsInData && answer == "250 taken" {
+                    return std::future::pending().await;
+                }
+                if !answer.is_empty() {
+                    stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
+                }
+                line.clear();
+            }
+            Ok(())
+        }
+    }
+
+    /// An exit whose mail server is at hand, and how often that was called.
+    async fn exit_to(server: Server) -> (Exited, Arc<AtomicUsize>) {
+        let mut exited = exit();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(server.serve(stream));
+            }
+        });
+        let mut way = smtp_way(1000, 0);
+        let hour = Duration::from_secs(3600);
+        way.retry = RetrySchedule::new(vec![RetryStep { every: hour, during: 3 * hour }]);
+        let config = SmtpExitConfig { port, ..SmtpExitConfig::default() };
+        way.server = SmtpExit::new(&config, way.writer.return_address()).unwrap();
+        let ways = exited.service.ways.borrow().clone();
+        exited.service.ways = watch::channel(Ways { smtp: Some(Arc::new(way)), ..ways }).1;
+        (exited, calls)
+    }
+
+    async fn until(what: &str, is_so: impl Fn() -> bool) {
+        let poll = async {
+            while !is_so() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(crate::node::testing::PATIENCE, poll).await.unwrap_or_else(|_| panic!("never: {what}"));
+    }
+
+    impl Exited {
+        fn attempts(&self) -> Vec<u32> {
+            let all = SystemTime::now() + Duration::from_secs(30 * 24 * 3600);
+            let due = self.service.db.read(|view| queue::due(view, all, 1000)).unwrap();
+            due.iter().map(|item| item.attempts).collect()
+        }
+
+        fn ring(&self) {
+            self.service.bell.notify_one();
+        }
+    }
+
+    #[tokio::test]
+    async fn stop_does_not_wait_for_a_mail_server_that_has_been_given_nothing() {
+        let (exited, calls) = exit_to(Server::Hangs).await;
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+        let service = tokio::spawn(exited.service.clone().run());
+        until("a call at the mail server", || calls.load(Ordering::Relaxed) > 0).await;
+        exited.service.stop.cancel();
+        tokio::time::timeout(Duration::from_secs(10), service).await.expect("at once").unwrap();
+        assert_eq!(exited.attempts(), [0], "it is tried again, as if it had not been");
+    }
+
+    #[tokio::test]
+    async fn mail_server_that_hangs_holds_up_mail_alone() {
+        let (exited, calls) = exit_to(Server::Hangs).await;
+        for _ in 0..3 * LOAD {
+            exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+        }
+        exited.queue(RoutingType::MBOX, "frida", b"\ntext");
+        let service = tokio::spawn(exited.service.clone().run());
+        until("a call at the mail server", || calls.load(Ordering::Relaxed) > 0).await;
+        until("mail for frida", || exited.mailbox.messages().len() == 1).await;
+        exited.queue(RoutingType::MBOX, "frida", b"\nmore");
+        exited.ring();
+        until("more mail for frida", || exited.mailbox.messages().len() == 2).await;
+        exited.service.stop.cancel();
+        service.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn mail_server_that_is_away_puts_off_all_mail_and_no_other() {
+        let (exited, calls) = exit_to(Server::Busy).await;
+        for _ in 0..3 * LOAD {
+            exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+        }
+        let service = tokio::spawn(exited.service.clone().run());
+        until("one failure for all", || exited.attempts().iter().all(|attempts| *attempts == 1)).await;
+        let before = calls.load(Ordering::Relaxed);
+        assert!(before <= DELIVERIES, "{before}");
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\nlater");
+        exited.queue(RoutingType::MBOX, "frida", b"\ntext");
+        exited.ring();
+        until("mail for frida", || exited.mailbox.messages().len() == 1).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(calls.load(Ordering::Relaxed), before, "what comes later waits with the others");
+        exited.service.stop.cancel();
+        service.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn recipient_who_is_refused_for_now_puts_off_nobody_else() {
+        let (exited, _) = exit_to(Server::Takes).await;
+        exited.queue(RoutingType::SMTP, "grey@example.org", b"\ntext");
+        let service = tokio::spawn(exited.service.clone().run());
+        until("a failure", || exited.attempts() == [1]).await;
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+        exited.ring();
+        until("mail for bob", || exited.service.counters.snapshot().delivered == 1).await;
+        exited.service.stop.cancel();
+        service.await.unwrap();
+        assert_eq!(exited.attempts(), [1]);
     }
 
     #[tokio::test]

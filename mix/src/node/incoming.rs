@@ -430,6 +430,24 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn refusal_comes_behind_what_was_queued_before_as_an_acceptance_does() {
+        let mix = mix();
+        let incoming = Incoming::new(mix.worker.db.clone(), Counters::default());
+        incoming.room().refused("the disk is full");
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        mix.worker.db.submit(move |_| Ok(drop(wait.recv())), |_: Result<(), StoreError>| ());
+        let packet = || Packet::from_bytes(&[7; PACKET_LEN]).unwrap();
+        let (mut packets, mut padding) = (Box::pin(incoming.store(packet())), Box::pin(incoming.forget(packet())));
+        let moment = Duration::from_millis(100);
+        assert!(tokio::time::timeout(moment, &mut packets).await.is_err(), "an answer before its turn");
+        assert!(tokio::time::timeout(moment, &mut padding).await.is_err(), "an answer before its turn");
+        drop(go);
+        assert_eq!((packets.await, padding.await), (Err(Refused), Err(Refused)));
+        assert_eq!(incoming.counters.snapshot().rejected, 2);
+        assert_eq!(mix.waiting(), (0, 0));
+    }
+
     #[test]
     fn good_packet_goes_from_the_incoming_to_the_pool() {
         let mix = mix();
