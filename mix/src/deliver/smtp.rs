@@ -3,12 +3,15 @@
 //! One try: when to try again is `crate::node`'s to say. Answers of the server are kept as their code alone, since their
 //! text often repeats the recipient.
 
+use std::fmt::Display;
 use std::time::Duration;
 
-use lettre::address::Envelope;
 use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
+use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
 use lettre::transport::smtp::extension::ClientId;
 use serde::{Deserialize, Serialize};
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout_at};
 
 use crate::packet::HostName;
 use crate::path::Mailbox;
@@ -146,26 +149,18 @@ impl SmtpExit {
         })
     }
 
-    /// Delivers one mail to one recipient. `mail` has CRLF at the end of each line and ASCII alone, as
-    /// `mail::MailWriter` writes it.
+    /// Calls the server and says whose mail is to come, and nothing yet of its recipient: what fails here is no fault of the
+    /// mail. All of the conversation has the time of one delivery.
     ///
     /// # Errors
-    /// [`DeliverError`]. After [`Trouble::TimedOut`] or [`Trouble::Connection`] the server may have the mail all the same:
-    /// SMTP cannot say.
-    pub async fn deliver(&self, from: &Mailbox, to: &Mailbox, mail: &[u8]) -> Result<(), DeliverError> {
-        let conversation = async {
-            let mut connection = self.connect().await.map_err(no_connection)?;
-            // lettre ends the last line itself: with its own end there would be an empty line more.
-            let mail = mail.strip_suffix(b"\r\n").unwrap_or(mail);
-            let outcome = connection.send(&envelope(from, to), mail).await.map_err(|error| not_taken(&error));
-            outcome.map(|_| connection)
-        };
+    /// [`DeliverError`].
+    pub async fn call(&self, from: &Mailbox) -> Result<Conversation, DeliverError> {
         // lettre's own timeout ends with the TCP handshake.
-        let late = |_| DeliverError::Unavailable(Trouble::TimedOut);
-        let mut connection = tokio::time::timeout(self.timeout, conversation).await.map_err(late)??;
-        // It has the mail. However the good-bye goes, to try again would deliver twice.
-        let _ = tokio::time::timeout(QUIT_TIMEOUT, connection.abort()).await;
-        Ok(())
+        let deadline = Instant::now() + self.timeout;
+        let connection = timeout_at(deadline, self.connect()).await.map_err(late)?.map_err(no_connection)?;
+        let mut conversation = Conversation { connection, deadline };
+        conversation.say(Mail::new(Some(address(from)), Vec::new())).await?;
+        Ok(conversation)
     }
 
     async fn connect(&self) -> Result<AsyncSmtpConnection, lettre::transport::smtp::Error> {
@@ -188,13 +183,59 @@ impl SmtpExit {
     }
 }
 
-fn envelope(from: &Mailbox, to: &Mailbox) -> Envelope {
+/// A conversation with a mail server that waits for a mail.
+pub struct Conversation {
+    connection: AsyncSmtpConnection,
+    deadline: Instant,
+}
+
+impl Conversation {
+    /// Says who is to have the mail, until the server asks for it. It has nothing by then.
+    ///
+    /// # Errors
+    /// [`DeliverError`].
+    pub async fn offer(&mut self, to: &Mailbox) -> Result<(), DeliverError> {
+        self.say(Rcpt::new(address(to), Vec::new())).await?;
+        self.say(Data).await
+    }
+
+    /// Hands the mail over. It has CRLF at the end of each line and ASCII alone, as `mail::MailWriter` writes it.
+    ///
+    /// # Errors
+    /// [`DeliverError`]. After [`Trouble::TimedOut`] or [`Trouble::Connection`] the server may have the mail all the same:
+    /// SMTP cannot say.
+    pub async fn hand_over(mut self, mail: &[u8]) -> Result<(), DeliverError> {
+        // lettre ends the last line itself: with its own end there would be an empty line more.
+        let mail = mail.strip_suffix(b"\r\n").unwrap_or(mail);
+        let taken = timeout_at(self.deadline, self.connection.message(mail)).await.map_err(late)?;
+        // It has the mail, or refused it. However the good-bye goes, to try again would deliver twice.
+        self.end().await;
+        taken.map(drop).map_err(|error| not_taken(&error))
+    }
+
+    async fn say(&mut self, command: impl Display) -> Result<(), DeliverError> {
+        match timeout_at(self.deadline, self.connection.command(command)).await.map_err(late)? {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                self.end().await;
+                Err(not_taken(&error))
+            }
+        }
+    }
+
+    async fn end(&mut self) {
+        let _ = tokio::time::timeout(QUIT_TIMEOUT, self.connection.abort()).await;
+    }
+}
+
+fn late(_: Elapsed) -> DeliverError {
+    DeliverError::Unavailable(Trouble::TimedOut)
+}
+
+fn address(mailbox: &Mailbox) -> lettre::Address {
     // Mailbox is stricter than SMTP in all but lengths, and those are the server's to judge.
-    let address = |mailbox: &Mailbox| {
-        let (local, domain) = mailbox.as_str().split_once('@').expect("local@domain: Mailbox");
-        lettre::Address::new_dangerous(local, domain)
-    };
-    Envelope::new(Some(address(from)), vec![address(to)]).expect("one recipient")
+    let (local, domain) = mailbox.as_str().split_once('@').expect("local@domain: Mailbox");
+    lettre::Address::new_dangerous(local, domain)
 }
 
 /// Before the server has heard of the mail, its refusal says nothing of the mail.
@@ -308,7 +349,9 @@ mod tests {
     async fn deliver_by(config: SmtpExitConfig, mail: &str) -> Result<(), DeliverError> {
         let from = Mailbox::parse("nobody@exit.example").unwrap();
         let to = Mailbox::parse("bob@example.org").unwrap();
-        SmtpExit::new(&config, &from).unwrap().deliver(&from, &to, mail.as_bytes()).await
+        let mut conversation = SmtpExit::new(&config, &from).unwrap().call(&from).await?;
+        conversation.offer(&to).await?;
+        conversation.hand_over(mail.as_bytes()).await
     }
 
     async fn deliver_to(manners: Manners) -> Result<(), DeliverError> {

@@ -1,17 +1,21 @@
 //! Delivers what leaves the network here, and tries again when it cannot (E2E-spec 3).
 //!
 //! What is delivered is decided by the exit type: e-mail, a mailbox in this process, or a fragment that waits for the
-//! others of its message.
+//! others of its message. E-mail has places of its own, so that a mail server that hangs holds up nothing else.
+//!
+//! The mail server is a destination: when it is away, all mail for it is put off by the schedule, from the first failure on
+//! that it is away for, and not each mail by its own. What it says of one mail or its recipient is that mail's own. Each mail
+//! has as many tries as the schedule, and which it has had is on disk.
 //!
 //! The clock may be set at any time. What is put off waits by a clock of its own, and an incomplete message is given up by
 //! one that was steady for a day, or two days later: what a wrong clock throws away is missed when it is right again.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rand::CryptoRng;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
@@ -25,7 +29,7 @@ use crate::crypto::pk::PrivateKey;
 use crate::crypto::{CounterRng, DIGEST_LEN, Digest, Keyset, sha1};
 use crate::deliver::mail::{Content, Heading, MailWriter, as_text};
 use crate::deliver::mbox::{LocalMailboxes, NotDelivered};
-use crate::deliver::smtp::{DeliverError, SmtpExit};
+use crate::deliver::smtp::{DeliverError, SmtpExit, Trouble};
 use crate::packet::RoutingType;
 use crate::path::Mailbox;
 use crate::payload::compress::{InvalidCompression, decompress, expansion_limit};
@@ -34,11 +38,12 @@ use crate::payload::{Content as Decoded, armor, headers};
 use crate::secret::Secret;
 use crate::store::fragments::{self, Addition, FragmentedId};
 use crate::store::inbox::Arrival;
+use crate::store::queue::exit::Which;
 use crate::store::queue::{ExitContent as Queued, ExitItem};
 use crate::store::queue::{exit as queue, left};
 use crate::store::{Db, StoreError, Tx};
 
-/// Deliveries at a time.
+/// Deliveries at a time, of e-mail and again of all else.
 const DELIVERIES: usize = 8;
 /// Messages read from the queue at once: each may have the size of a whole message.
 const LOAD: usize = 16;
@@ -50,6 +55,9 @@ const EXPIRY: Duration = Duration::from_secs(3600);
 const REMEMBER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Octets of the headers before a body, at most: four of 900 octets with their names (E2E-spec 3.1.2).
 const MESSAGE_HEADERS_LEN: usize = 4096;
+/// How long a mail server that has been asked to take a mail may go on after the stop: less than a process has, so that
+/// the database is closed in time. A mail that it has taken by the end and not said so is handed over again.
+const GRACE: Duration = Duration::from_secs(30);
 /// Said at the start of a node that has mail and no way to deliver it.
 const SWITCHED_OFF: &str = "mail of an earlier run waits for this delivery, which is off: it is dropped when its time is over, unless it is on by then";
 /// Whose fragments: those that the exit puts together itself.
@@ -141,7 +149,8 @@ impl Ways {
 #[derive(Clone)]
 pub(super) struct ExitService {
     pub(super) db: Db,
-    pub(super) bell: Arc<Notify>,
+    /// Rung when there are messages to deliver.
+    pub(super) bell: watch::Sender<()>,
     pub(super) counters: Counters,
     pub(super) world: World,
     /// Tells what is due.
@@ -151,8 +160,65 @@ pub(super) struct ExitService {
     pub(super) ways: watch::Receiver<Ways>,
     /// Deliveries up to this place in the queue are of an earlier run, or came before their delivery was switched off.
     pub(super) left: Arc<AtomicI64>,
+    pub(super) server: Arc<Mutex<MailServer>>,
     /// Whether there may be messages of which enough fragments are here; true at the start.
     pub(super) some_ready: Arc<AtomicBool>,
+}
+
+/// What is known of the mail server.
+#[derive(Debug, Default)]
+pub(super) struct MailServer {
+    /// How often it was found to be there or away.
+    looks: u64,
+    /// How often it was away since it was there.
+    failures: u32,
+    /// Until when it is not called.
+    until: Option<SystemTime>,
+}
+
+impl MailServer {
+    fn is_there(&mut self) {
+        *self = Self { looks: self.looks + 1, ..Self::default() };
+    }
+}
+
+/// Why the mail server did not take a mail.
+enum NotTaken {
+    /// It takes none at present.
+    Away,
+    /// It does not take this one.
+    Mail(DeliverError),
+}
+
+impl NotTaken {
+    /// It has heard of no mail yet.
+    fn before_the_mail(why: DeliverError) -> Self {
+        if matches!(why, DeliverError::Unavailable(_)) { Self::Away } else { Self::Mail(why) }
+    }
+
+    /// It has heard of a recipient, whom a stranger has chosen: what it is slow with, or falls over, need not happen again.
+    fn of_the_mail(why: DeliverError) -> Self {
+        let away = matches!(why, DeliverError::Unavailable(Trouble::TurnedAway { .. }));
+        if away { Self::Away } else { Self::Mail(why) }
+    }
+}
+
+/// What may be delivered beside each other: neither waits for the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    /// E-mail.
+    Mail,
+    /// What stays in the house: mail for its users, and fragments. And what nobody delivers.
+    House,
+}
+
+impl Lane {
+    fn which(self) -> Which {
+        match self {
+            Self::Mail => Which::Of(RoutingType::SMTP),
+            Self::House => Which::NotOf(RoutingType::SMTP),
+        }
+    }
 }
 
 /// How an attempt ended.
@@ -163,37 +229,58 @@ enum Verdict {
     Undeliverable,
     /// Try again by this schedule.
     Later(RetrySchedule),
+    /// Nothing was tried: the process ends, or the mail server was found to be away. It stays as it is.
+    Untried,
 }
 
 impl ExitService {
     /// Serves the queue until stopped.
     pub(super) async fn run(self) {
+        self.begin().await;
+        tokio::join!(self.serve(Lane::Mail), self.serve(Lane::House));
+    }
+
+    async fn serve(&self, lane: Lane) {
+        let (mut rung, mut ways) = (self.bell.subscribe(), self.ways.clone());
         let mut expiry = tokio::time::interval(EXPIRY);
         let mut clock = Steadiness::new(self.world.now());
-        self.begin().await;
         while !self.stop.is_cancelled() {
-            if self.some_ready.swap(false, Ordering::Relaxed) {
+            if lane == Lane::House && self.some_ready.swap(false, Ordering::Relaxed) {
                 self.reassemble_ready().await;
             }
-            let now = self.even.now();
-            match durable::read(&self.db, move |view| queue::due(view, now, LOAD)).await {
-                Ok(due) if !due.is_empty() => {
-                    self.deliver_all(due).await;
-                    continue;
+            let (now, which) = (self.even.now(), lane.which());
+            if self.holds(lane).is_none() {
+                match durable::read(&self.db, move |view| queue::due_of(view, which, now, LOAD)).await {
+                    Ok(due) if !due.is_empty() => {
+                        self.deliver_all(due).await;
+                        continue;
+                    }
+                    Ok(_) => {}
+                    Err(e) => error!(error = %e, "the exit queue cannot be read"),
                 }
-                Ok(_) => {}
-                Err(e) => error!(error = %e, "the exit queue cannot be read"),
             }
             tokio::select! {
-                () = self.bell.notified() => {}
-                _ = expiry.tick() => {
+                Ok(()) = rung.changed() => {}
+                // It may be another server now.
+                Ok(()) = ways.changed(), if lane == Lane::Mail => self.server().is_there(),
+                _ = expiry.tick(), if lane == Lane::House => {
                     let steady = clock.look(self.world.now());
                     self.expire(steady).await;
                 }
-                () = tokio::time::sleep(self.until_next_due().await) => {}
+                () = tokio::time::sleep(self.until_next_due(lane).await) => {}
                 () = self.stop.cancelled() => {}
             }
         }
+    }
+
+    fn server(&self) -> MutexGuard<'_, MailServer> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long nothing is tried there, though it may be due.
+    fn holds(&self, lane: Lane) -> Option<Duration> {
+        let until = self.server().until.filter(|_| lane == Lane::Mail)?;
+        until.duration_since(self.even.now()).ok().filter(|left| !left.is_zero())
     }
 
     /// Looks at what an earlier run has left.
@@ -229,10 +316,10 @@ impl ExitService {
         if is_left { Verdict::Later(schedule) } else { Verdict::Undeliverable }
     }
 
-    async fn until_next_due(&self) -> Duration {
-        let next = durable::read(&self.db, queue::next_due).await.ok().flatten();
+    async fn until_next_due(&self, lane: Lane) -> Duration {
+        let next = durable::read(&self.db, move |view| queue::next_due_of(view, lane.which())).await.ok().flatten();
         let wait = next.map(|next| next.duration_since(self.even.now()).unwrap_or_default());
-        wait.map_or(LOOK_AGAIN, |wait| wait.clamp(Duration::from_millis(50), LOOK_AGAIN))
+        wait.max(self.holds(lane)).map_or(LOOK_AGAIN, |wait| wait.clamp(Duration::from_millis(50), LOOK_AGAIN))
     }
 
     async fn deliver_all(&self, due: Vec<ExitItem>) {
@@ -277,6 +364,7 @@ impl ExitService {
                 }
                 None => self.give_up(id).await,
             },
+            Verdict::Untried => {}
         }
     }
 
@@ -302,11 +390,73 @@ impl ExitService {
             Ok(None) => return Verdict::Undeliverable,
             Err(e) => return failed(&e),
         };
-        match way.server.deliver(way.writer.return_address(), &to, &mail).await {
-            Ok(()) => Verdict::Delivered,
-            Err(DeliverError::Permanent { .. }) => Verdict::Undeliverable,
-            Err(DeliverError::Transient { .. } | DeliverError::Unavailable(_)) => Verdict::Later(way.retry.clone()),
+        let looks = {
+            let server = self.server();
+            // Others may have found out while this one waited for its place.
+            if server.until.is_some_and(|until| self.even.now() < until) {
+                return Verdict::Untried;
+            }
+            server.looks
+        };
+        let outcome = self.hand_over(&way, &to, &mail).await;
+        let schedule = way.retry.clone();
+        match outcome {
+            None => return Verdict::Untried,
+            Some(Err(NotTaken::Away)) => return self.away(looks, schedule).await,
+            Some(Err(NotTaken::Mail(DeliverError::Unavailable(_)))) => return Verdict::Later(schedule),
+            _ => self.server().is_there(),
         }
+        match outcome {
+            Some(Ok(())) => Verdict::Delivered,
+            Some(Err(NotTaken::Mail(DeliverError::Permanent { .. }))) => Verdict::Undeliverable,
+            _ => Verdict::Later(schedule),
+        }
+    }
+
+    /// One try at the mail server. `None` when the process ends first.
+    async fn hand_over(&self, way: &SmtpWay, to: &Mailbox, mail: &[u8]) -> Option<Result<(), NotTaken>> {
+        let talk = async {
+            let mut conversation =
+                way.server.call(way.writer.return_address()).await.map_err(NotTaken::before_the_mail)?;
+            conversation.offer(to).await.map_err(NotTaken::of_the_mail)?;
+            Ok(conversation)
+        };
+        // The server has nothing by then.
+        let conversation = match self.stop.run_until_cancelled(talk).await? {
+            Ok(conversation) => conversation,
+            Err(why) => return Some(Err(why)),
+        };
+        let ends = async {
+            self.stop.cancelled().await;
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            handed = conversation.hand_over(mail) => Some(handed.map_err(NotTaken::of_the_mail)),
+            () = ends => None,
+        }
+    }
+
+    /// The server is away, as a try found that began after so many looks: puts off all mail for it, once.
+    async fn away(&self, looks: u64, schedule: RetrySchedule) -> Verdict {
+        let now = self.even.now();
+        let next = {
+            let mut server = self.server();
+            if server.looks != looks {
+                // Others have found out since: that it is away, or that it is there and has trouble with this one.
+                return if server.failures > 0 { Verdict::Untried } else { Verdict::Later(schedule) };
+            }
+            server.looks += 1;
+            server.failures = server.failures.saturating_add(1).min(schedule.tries());
+            let next = now + schedule.wait_after(server.failures).unwrap_or_default();
+            server.until = Some(next);
+            next
+        };
+        debug!("the mail server is away: all mail waits");
+        let put_off = durable::note(&self.db, &self.stop, move |tx| {
+            queue::postpone_all(tx, RoutingType::SMTP, now, next, schedule.tries())
+        });
+        self.counters.undeliverable(put_off.await.unwrap_or_default());
+        Verdict::Untried
     }
 
     /// Hands a message to a user of the gateway in this process.
@@ -394,7 +544,7 @@ impl ExitService {
             Ok(())
         })
         .await?;
-        self.bell.notify_one();
+        self.bell.send_replace(());
         Ok(())
     }
 
@@ -543,13 +693,14 @@ mod tests {
         let mailbox = Arc::new(Recorder::default());
         let service = ExitService {
             db: Db::open(&home.path().join("node/node.db"), &NODE_SCHEMAS).unwrap(),
-            bell: Arc::default(),
+            bell: watch::Sender::default(),
             counters: Counters::default(),
             world: World::real(),
             even: Even::set(SystemTime::now()),
             stop: CancellationToken::new(),
             ways: ways(mailbox.clone(), 100_000),
             left: Arc::default(),
+            server: Arc::default(),
             some_ready: Arc::default(),
         };
         Exited { service, mailbox, _home: home }
@@ -668,7 +819,7 @@ mod tests {
         }
 
         fn ring(&self) {
-            self.service.bell.notify_one();
+            self.service.bell.send_replace(());
         }
     }
 
@@ -681,6 +832,19 @@ mod tests {
         exited.service.stop.cancel();
         tokio::time::timeout(Duration::from_secs(10), service).await.expect("at once").unwrap();
         assert_eq!(exited.attempts(), [0], "it is tried again, as if it had not been");
+    }
+
+    #[tokio::test]
+    async fn mail_that_is_being_handed_over_at_the_stop_is_waited_for() {
+        let (exited, _) = exit_to(Server::HangsInData).await;
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+        let (due, service) = (exited.due(), exited.service.clone());
+        let delivery = tokio::spawn(async move { service.deliver_all(due).await });
+        // Long enough for it to be at the mail, and of no consequence if not.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        exited.service.stop.cancel();
+        let ended = tokio::time::timeout(GRACE / 10, delivery).await;
+        assert!(ended.is_err(), "its answer may come");
     }
 
     #[tokio::test]

@@ -29,7 +29,7 @@ pub(super) struct Bells {
     /// waits for another try.
     pub(super) firings: watch::Sender<u64>,
     /// There are messages to deliver.
-    pub(super) exit: Arc<Notify>,
+    pub(super) exit: watch::Sender<()>,
     /// There are packets for this mix itself.
     pub(super) incoming: Arc<Notify>,
 }
@@ -133,7 +133,7 @@ impl Mixing {
         debug!(packets = relays + deliveries + own, "mixed");
         self.counters.mixed(relays);
         if deliveries > 0 {
-            self.bells.exit.notify_one();
+            self.bells.exit.send_replace(());
         }
         if own > 0 {
             self.bells.incoming.notify_one();

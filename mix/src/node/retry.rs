@@ -53,6 +53,11 @@ impl RetrySchedule {
         Self(vec![RetryStep { every: Duration::from_secs(60), during: Duration::from_secs(24 * 3600) }])
     }
 
+    /// How many tries it has.
+    pub fn tries(&self) -> u32 {
+        self.0.iter().map(RetryStep::tries).fold(0, u32::saturating_add)
+    }
+
     /// How long to wait after so many failures in a row; 1 is the first. `None`: for ever, the schedule is over.
     pub fn wait_after(&self, failures: u32) -> Option<Duration> {
         let mut before = failures.saturating_sub(1);
@@ -99,6 +104,7 @@ mod tests {
         let waits: Vec<_> = (1..=6).map(|failures| schedule.wait_after(failures)).collect();
         let expected = [Some(10), Some(10), Some(5), Some(60), Some(60), None].map(|wait| wait.map(minutes));
         assert_eq!(waits, expected);
+        assert_eq!(schedule.tries(), 5);
     }
 
     #[test]

@@ -399,13 +399,14 @@ impl Crew<'_> {
     fn deliver(&mut self, bells: &Bells, left: Arc<AtomicI64>) {
         let service = ExitService {
             db: self.db.clone(),
-            bell: Arc::clone(&bells.exit),
+            bell: bells.exit.clone(),
             counters: self.counters.clone(),
             world: self.world.clone(),
             even: Even::set(self.world.now()),
             stop: self.stop.clone(),
             ways: self.changes.ways.subscribe(),
             left,
+            server: Arc::default(),
             some_ready: Arc::new(true.into()),
         };
         self.tasks.spawn(service.run());

@@ -101,12 +101,79 @@ pub fn due(view: &View<'_>, now: SystemTime, limit: usize) -> Result<Vec<ExitIte
     )
 }
 
+/// Which deliveries are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Those of this type.
+    Of(RoutingType),
+    /// Those of all others.
+    NotOf(RoutingType),
+}
+
+impl Which {
+    fn parts(self) -> (u16, bool) {
+        match self {
+            Self::Of(exit_type) => (exit_type.0, true),
+            Self::NotOf(exit_type) => (exit_type.0, false),
+        }
+    }
+}
+
+/// As [`due`], of some types.
+///
+/// # Errors
+/// What the database says.
+pub fn due_of(view: &View<'_>, which: Which, now: SystemTime, limit: usize) -> Result<Vec<ExitItem>, StoreError> {
+    let (exit_type, is_so) = which.parts();
+    view.all(
+        "SELECT id, attempts, exit_type, address, handle, slot, message
+            FROM exit WHERE next_attempt <= ?1 AND (exit_type = ?3) = ?4 ORDER BY next_attempt, id LIMIT ?2",
+        params![seconds(now), sql_limit(limit), exit_type, is_so],
+        |row| item(view, row),
+    )
+}
+
+/// When the next delivery of some types is due, if any waits.
+///
+/// # Errors
+/// What the database says.
+pub fn next_due_of(view: &View<'_>, which: Which) -> Result<Option<SystemTime>, StoreError> {
+    let (exit_type, is_so) = which.parts();
+    view.first(
+        "SELECT next_attempt FROM exit WHERE (exit_type = ?1) = ?2 ORDER BY next_attempt LIMIT 1",
+        params![exit_type, is_so],
+        |row| Ok(instant(row.get(0)?)),
+    )
+}
+
 /// When the next delivery is due, if any waits.
 ///
 /// # Errors
 /// What the database says.
 pub fn next_due(view: &View<'_>) -> Result<Option<SystemTime>, StoreError> {
     view.first("SELECT next_attempt FROM exit ORDER BY next_attempt LIMIT 1", &[], |row| Ok(instant(row.get(0)?)))
+}
+
+/// Leaves all that is due of a type until `next_attempt`, as after an attempt that failed; drops what has failed more than
+/// `tries` times by then, and says how many.
+///
+/// # Errors
+/// What the database says.
+pub fn postpone_all(
+    tx: &Tx<'_>,
+    exit_type: RoutingType,
+    now: SystemTime,
+    next_attempt: SystemTime,
+    tries: u32,
+) -> Result<u64, StoreError> {
+    tx.execute(
+        "UPDATE exit SET attempts = attempts + 1, next_attempt = ?3 WHERE exit_type = ?1 AND next_attempt <= ?2",
+        params![exit_type.0, seconds(now), seconds(next_attempt)],
+    )?;
+    let over = "SELECT id FROM exit WHERE exit_type = ?1 AND attempts > ?2";
+    let over = tx.all(over, params![exit_type.0, tries], |row| Ok(ExitId(row.get(0)?)))?;
+    over.iter().try_for_each(|id| give_up(tx, *id).map(drop))?;
+    Ok(over.len() as u64)
 }
 
 /// How many deliveries wait.
