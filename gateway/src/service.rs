@@ -6,6 +6,7 @@
 use std::time::{Duration, SystemTime};
 
 use mix::crypto::Passphrase;
+use mix::net::descriptors;
 use mix::net::sockets::Inherited;
 use mix::node::{Discarded, NodeControl, Progress, World};
 use mixgate_conf::{Loaded, Origins};
@@ -98,6 +99,7 @@ pub(crate) async fn run(
 ) -> Result<(), Failed> {
     let Loaded { settings: config, origins } = loaded;
     log::init(config.log.level);
+    descriptors::raise();
     let mut signals = StopSignals::listen()?;
     let hangup = signal(SignalKind::hangup())?;
     let lock = Lock::take(&config).map_err(|e| Failed::start(e.into(), &origins))?;

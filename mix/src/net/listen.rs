@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::sockopt::{set_ipv6_v6only, set_socket_send_buffer_size};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
@@ -18,13 +19,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::addresses::{Access, ListenAddresses};
 use super::bandwidth::{Bandwidth, Metered, PacketsGo};
 use super::seats::{Limits, Seats};
 use super::sockets::Inherited;
 use super::tls::{self, LinkIdentity};
+use super::trouble::Trouble;
 use super::writing::Writing;
 use crate::mmtp::frame::{ANSWER_LEN, WINDOW};
 use crate::mmtp::server::Step;
@@ -217,11 +219,15 @@ impl<S: PacketSink> MmtpListener<S> {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut connections = JoinSet::new();
         let seats = Seats::default();
+        let mut trouble = Trouble::default();
         loop {
             tokio::select! {
                 accepted = self.sockets.accept() => match accepted {
                     Ok(arrival) => self.admit(arrival, &seats, &mut connections, &stop),
                     Err(error) => {
+                        if is_of_the_system(&error) && trouble.is_news() {
+                            warn!(%error, "no connection can be accepted");
+                        }
                         debug!(%error, "no connection accepted");
                         sleep(ACCEPT_PAUSE).await;
                     }
@@ -283,6 +289,12 @@ impl<S: PacketSink> MmtpListener<S> {
             }
         });
     }
+}
+
+/// Whether the system has nothing left to give; else it is the fault of one peer, who has hung up.
+fn is_of_the_system(error: &io::Error) -> bool {
+    let nothing_left = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|error| nothing_left.contains(&error))
 }
 
 /// Returns when the rules do not allow this peer any more.

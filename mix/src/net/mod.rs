@@ -5,6 +5,7 @@
 pub mod addresses;
 pub mod bandwidth;
 pub mod connect;
+pub mod descriptors;
 pub mod fetch;
 pub mod guard;
 pub mod listen;

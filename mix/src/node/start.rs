@@ -40,6 +40,7 @@ use crate::directory::fields::{InvalidText, Text, Unsignable};
 use crate::directory::nickname::{InvalidNickname, Nickname};
 use crate::net::bandwidth::InvalidBandwidth;
 use crate::net::connect::Connector;
+use crate::net::descriptors::{self, TooFew};
 use crate::net::listen::{ListenError, MmtpListener};
 use crate::net::resolve::Resolver;
 use crate::net::sockets::Inherited;
@@ -97,6 +98,9 @@ pub enum NodeError {
         /// Where nobody could come in.
         port: u16,
     },
+    /// `node.incoming.max_connections`.
+    #[error("node.incoming.max_connections")]
+    Descriptors(#[from] TooFew),
     /// `node.bandwidth`.
     #[error("node.bandwidth")]
     Bandwidth(#[from] InvalidBandwidth),
@@ -147,6 +151,7 @@ impl NodeError {
             | Self::Host(_)
             | Self::Mixing(_)
             | Self::Access { .. }
+            | Self::Descriptors(_)
             | Self::Bandwidth(_)
             | Self::Text { .. }
             | Self::Descriptor(_)
@@ -175,6 +180,7 @@ impl NodeError {
             Self::Mixing(_) => "node.mixing.rate",
             Self::Text { key, .. } => key,
             Self::Access { .. } => "node.incoming.access",
+            Self::Descriptors(_) => "node.incoming.max_connections",
             Self::Bandwidth(InvalidBandwidth::TooLittle { .. }) => "node.bandwidth.average",
             Self::Bandwidth(_) => "node.bandwidth.spike",
             Self::ReturnAddress(_) => "node.smtp.mail",
@@ -545,6 +551,7 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
     HostName::parse(&config.host).map_err(NodeError::Host)?;
     rhythm(config)?;
     bandwidth(config)?;
+    check_descriptors(config)?;
     check_access(config, config.listen.as_slice())?;
     check_texts(config)?;
     KeyPlan::new(&config.keys)?;
@@ -558,6 +565,14 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
         return Err(NodeError::NoMailboxes);
     }
     Ok(())
+}
+
+/// Whether the system gives as many file descriptors as the connections of this node may take.
+fn check_descriptors(config: &NodeConfig) -> Result<(), TooFew> {
+    let coming = config.incoming.max_connections;
+    // Some of them may be about to leave (net/seats), and a lookup opens a connection or two.
+    let going = config.outgoing.connections.saturating_add(config.outgoing.lookups.saturating_mul(2));
+    descriptors::check(coming.saturating_add(coming.div_ceil(4)).saturating_add(going))
 }
 
 /// What the descriptor would say to people.
