@@ -3,6 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    mix::node::memory::keep_freed();
     mixgate::commands::main()
 }

@@ -58,6 +58,7 @@ enum Command {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
+    mix::node::memory::keep_freed();
     // Before there are threads: taking sockets over changes the environment.
     let sockets = crate::systemd::sockets();
     let Arguments { command } = Arguments::parse();
