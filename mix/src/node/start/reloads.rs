@@ -252,8 +252,8 @@ async fn statistics_begin_and_end() {
     story.counters.received(50_000);
     story.reload(|config| config.stats.enabled = true);
     until("a report", || control.report().is_some()).await;
-    let received = |report: &crate::node::stats::Report| report.figures[0];
-    assert_eq!(received(&control.report().unwrap()), ("received", 1000), "what was not counted stays so");
+    let report = control.report().unwrap();
+    assert!(report.figures.contains(&("received", 1000)), "what was not counted stays so: {report:?}");
     story.reload(|config| config.stats.enabled = false);
     until("no report", || control.report().is_none()).await;
     assert!(story.config.home.join("statistics.state").exists(), "kept at the end");
