@@ -234,29 +234,36 @@ impl Worker {
         while let Some(batch) = next_batch(fed) {
             let _working = self.counters.working();
             let (ids, packets): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-            self.unwrap_guarded(&ids, &packets, &|ids, packets| self.unwrap(ids, packets));
+            self.unwrap_guarded(&ids, packets, &|ids, packets| self.unwrap(ids, packets));
         }
     }
 
     /// Whatever happens to one packet, the thread goes on, and so do the others of its batch. The packet itself stays among
     /// the incoming and comes again at the next start, perhaps of a better program.
-    fn unwrap_guarded(&self, ids: &[IncomingId], packets: &[Packet], unwrap: &dyn Fn(&[IncomingId], &[Packet])) {
+    fn unwrap_guarded(&self, ids: &[IncomingId], packets: Vec<Packet>, unwrap: &dyn Fn(&[IncomingId], Vec<Packet>)) {
         if catch_unwind(AssertUnwindSafe(|| unwrap(ids, packets))).is_ok() {
             return;
         }
-        if ids.len() > 1 {
-            ids.chunks(1).zip(packets.chunks(1)).for_each(|(id, packet)| self.unwrap_guarded(id, packet, unwrap));
-        } else {
+        if ids.len() < 2 {
             error!("a packet could not be unwrapped");
             self.counters.invalid(1);
+            return;
+        }
+        for id in ids {
+            match self.db.read(|view| incoming::packet(view, *id)) {
+                Ok(Some(packet)) => self.unwrap_guarded(&[*id], vec![packet], unwrap),
+                // It was done before the panic.
+                Ok(None) => {}
+                Err(e) => error!(error = %e, "a packet waits for the next start"),
+            }
         }
     }
 
     /// Unwraps a batch and writes all that follows from it in one step.
-    fn unwrap(&self, ids: &[IncomingId], packets: &[Packet]) {
+    fn unwrap(&self, ids: &[IncomingId], packets: Vec<Packet>) {
         let keys = self.keys.blocking_read().clone();
         let keys: Vec<&PacketKey> = keys.iter().map(Arc::as_ref).collect();
-        let opened: Vec<_> = unwrap::open_all(packets, &keys).collect();
+        let opened = unwrap::open_all(packets, &keys);
         let asked: Vec<_> = opened.iter().flatten().map(|opened| (opened.packet_key(), opened.replay_hash())).collect();
         // Else the process ends before the store could say which packets are new: they stay among the incoming.
         let Some(claims) = self.claim(&asked) else { return };
@@ -425,7 +432,7 @@ mod tests {
                 (self.worker.db.write(move |tx| incoming::push(tx, &stored)).unwrap(), packet)
             };
             let (ids, packets): (Vec<_>, Vec<_>) = packets.into_iter().map(push).unzip();
-            self.worker.unwrap(&ids, &packets);
+            self.worker.unwrap(&ids, packets);
         }
 
         fn waiting(&self) -> (u64, u64) {
@@ -501,7 +508,7 @@ mod tests {
             (mix.worker.db.write(move |tx| incoming::push(tx, &stored)).unwrap(), packet.clone())
         };
         let (ids, batch): (Vec<_>, Vec<_>) = packets.iter().map(push).unzip();
-        mix.worker.unwrap_guarded(&ids, &batch, &|ids, batch| {
+        mix.worker.unwrap_guarded(&ids, batch, &|ids, batch| {
             assert!(batch.iter().all(|packet| *packet != packets[2]), "a bug of ours");
             mix.worker.unwrap(ids, batch);
         });

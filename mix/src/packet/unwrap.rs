@@ -4,6 +4,7 @@
 //! replay log, [`Admitted::process`] does the rest. Building packets is `build`; remembering replays is
 //! `store::replay`. Timing differs by outcome here; `node::incoming` evens it out.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use zeroize::Zeroizing;
@@ -50,7 +51,7 @@ pub enum NotAdmitted<E> {
 
 /// A packet whose subheader is decrypted and belongs to it. Nothing may be done with it before [`Opened::admit`].
 pub struct Opened<'p> {
-    packet: &'p Packet,
+    packet: Cow<'p, Packet>,
     subheader: Subheader,
     packet_key: Digest,
 }
@@ -69,6 +70,10 @@ impl fmt::Debug for Opened<'_> {
 /// # Errors
 /// [`InvalidPacket::WrongKey`], [`InvalidPacket::HeaderDigest`], or what [`Subheader::parse`] refuses.
 pub fn open<'p>(packet: &'p Packet, keys: &[&PacketKey]) -> Result<Opened<'p>, InvalidPacket> {
+    open_in(Cow::Borrowed(packet), keys)
+}
+
+fn open_in<'p>(packet: Cow<'p, Packet>, keys: &[&PacketKey]) -> Result<Opened<'p>, InvalidPacket> {
     let (header1, _, _) = packet.parts();
     let (encrypted, rest) = split_header(header1);
     let (plain, packet_key) = decrypt(encrypted, keys)?;
@@ -79,12 +84,9 @@ pub fn open<'p>(packet: &'p Packet, keys: &[&PacketKey]) -> Result<Opened<'p>, I
     Ok(Opened { packet, subheader, packet_key })
 }
 
-/// As [`open`], for many packets at once, each with its own verdict.
-pub fn open_all<'p>(
-    packets: &'p [Packet],
-    keys: &[&PacketKey],
-) -> impl Iterator<Item = Result<Opened<'p>, InvalidPacket>> {
-    packets.iter().map(move |packet| open(packet, keys))
+/// As [`open`], for many packets at once, each with its own verdict. They are changed where they lie.
+pub fn open_all(packets: Vec<Packet>, keys: &[&PacketKey]) -> Vec<Result<Opened<'static>, InvalidPacket>> {
+    packets.into_iter().map(|packet| open_in(Cow::Owned(packet), keys)).collect()
 }
 
 fn split_header(header: &Header) -> (&[u8; ENC_SUBHEADER_LEN], &[u8]) {
@@ -210,8 +212,8 @@ impl Admitted<'_> {
             return Err(InvalidPacket::UnknownRoutingType(routing_type));
         }
         let next = NextHop::parse(routing_type, &info)?;
-        // One copy, changed in place: moving 32 KB about is the next cost after the ciphers.
-        let mut packet = packet.clone();
+        // Changed in place, if it is nobody else's: moving 32 KB about is the next cost after the ciphers.
+        let mut packet = packet.into_owned();
         let (header1, header2, payload) = packet.parts_mut();
         *header1 = next_header;
         keyset.header_encrypt_keys().decrypt(header2);

@@ -65,6 +65,14 @@ pub fn load(
     )
 }
 
+/// One packet, if it waits still.
+///
+/// # Errors
+/// What the database says.
+pub fn packet(view: &View<'_>, id: IncomingId) -> Result<Option<Packet>, StoreError> {
+    view.first("SELECT slot FROM incoming WHERE id = ?1", params![id.0], |row| packet_in(view, Slot(row.get(0)?)))
+}
+
 /// How many packets wait.
 ///
 /// # Errors
