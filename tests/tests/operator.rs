@@ -493,6 +493,27 @@ fn check_says_what_becomes_of_mail_whose_delivery_is_switched_off() {
 }
 
 #[test]
+fn configuration_that_nobody_names_is_looked_for_where_it_usually_lies() {
+    let node = Node::new();
+    let show = || {
+        let mut command = command();
+        command.current_dir("/").env("HOME", node.folder.path()).env_remove("XDG_CONFIG_HOME");
+        command.args(["config", "show"]).output().unwrap()
+    };
+    let missing = show();
+    let said = String::from_utf8(missing.stderr).unwrap();
+    assert_eq!(missing.status.code(), Some(78), "{said}");
+    let usual = node.folder.path().join(".config/mixgate/mixgate.toml");
+    let named = format!("neither {} nor /etc/mixgate/mixgate.toml", usual.display());
+    assert!(said.contains(&named) && said.contains("--config"), "{said}");
+    fs::create_dir_all(usual.parent().unwrap()).unwrap();
+    fs::copy(node.file(), &usual).unwrap();
+    let found = show();
+    let shown = String::from_utf8(found.stdout).unwrap();
+    assert!(found.status.success() && shown.contains("nickname = \"Alpha\""), "{shown}");
+}
+
+#[test]
 fn configuration_is_shown_with_where_each_value_came_from() {
     let node = Node::new();
     let file = node.file();
