@@ -253,27 +253,37 @@ impl Connector {
         let (ids, unsent): (Vec<_>, Vec<_>) =
             units.into_iter().enumerate().map(|(place, unit)| unit.under(place)).unzip();
         let mut all = All { outcomes: vec![Outcome::Unanswered; ids.len()], unsent: unsent.into_iter() };
-        let failure = if ids.is_empty() { None } else { self.hand_over(next, &mut all, now, stop).await.err() };
+        let failure = if ids.is_empty() {
+            None
+        } else {
+            self.hand_over((next, Asker::Stranger), &mut all, now, stop).await.err()
+        };
         Delivery { outcomes: ids.into_iter().zip(all.outcomes).collect(), failure }
     }
 
-    /// Connects to the next mix and hands it what `cargo` gives, until there is no more.
+    /// Connects to the next mix, whose name is looked up for `asker`, and hands it what `cargo` gives, until there is no more.
     ///
     /// # Errors
     /// Why it ended before. What was not asked for then is still there.
     pub async fn hand_over<C: Cargo>(
         &self,
-        next: &NextHop,
+        (next, asker): (&NextHop, Asker),
         cargo: &mut C,
         now: SystemTime,
         stop: &CancellationToken,
     ) -> Result<(), Undelivered> {
-        stop.run_until_cancelled(self.attempt(next, cargo, now)).await.unwrap_or(Err(Undelivered::Stopped))
+        stop.run_until_cancelled(self.attempt(next, asker, cargo, now)).await.unwrap_or(Err(Undelivered::Stopped))
     }
 
-    async fn attempt<C: Cargo>(&self, next: &NextHop, cargo: &mut C, now: SystemTime) -> Result<(), Undelivered> {
+    async fn attempt<C: Cargo>(
+        &self,
+        next: &NextHop,
+        asker: Asker,
+        cargo: &mut C,
+        now: SystemTime,
+    ) -> Result<(), Undelivered> {
         let terms = self.terms();
-        let (stream, address) = terms.connect(next).await?;
+        let (stream, address) = terms.connect(next, asker).await?;
         let mut under_way = UnderWay::new(cargo);
         let talk = terms.talk(stream, next.key_id(), &mut under_way, now);
         let ended = tokio::select! {
@@ -320,8 +330,8 @@ impl Terms {
         exchange(link, units, &self.config).await
     }
 
-    async fn connect(&self, next: &NextHop) -> Result<(TcpStream, SocketAddr), Undelivered> {
-        let found = self.find(next, Asker::Stranger).await?;
+    async fn connect(&self, next: &NextHop, asker: Asker) -> Result<(TcpStream, SocketAddr), Undelivered> {
+        let found = self.find(next, asker).await?;
         let allowed = at_port(found, next.port()).filter(|address| self.policy.allows(address.ip(), address.port()));
         let addresses: Vec<_> = allowed.take(MAX_ADDRESSES).collect();
         let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
@@ -528,7 +538,8 @@ mod tests {
     async fn host_with_an_address_of_ipv6_is_reached_by_it() {
         let socket = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
         let address = socket.local_addr().unwrap();
-        let (stream, _) = connector(&[address.ip()]).terms().connect(&host(address.port())).await.unwrap();
+        let (stream, _) =
+            connector(&[address.ip()]).terms().connect(&host(address.port()), Asker::Stranger).await.unwrap();
         assert_eq!(stream.peer_addr().unwrap(), address);
     }
 
@@ -539,7 +550,7 @@ mod tests {
         // Nobody listens at any of these.
         let nowhere = [IpAddr::from(Ipv6Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
         let terms = connector(&[&nowhere[..], &[address.ip()]].concat()).terms();
-        let (stream, reached) = terms.connect(&host(address.port())).await.unwrap();
+        let (stream, reached) = terms.connect(&host(address.port()), Asker::Stranger).await.unwrap();
         assert_eq!((stream.peer_addr().unwrap(), reached), (address, address));
     }
 
@@ -549,7 +560,7 @@ mod tests {
         let address = socket.local_addr().unwrap();
         let nowhere: Vec<_> = (2..=5).map(|octet| IpAddr::from([127, 0, 0, octet])).collect();
         let terms = connector(&[&nowhere[..], &[address.ip()]].concat()).terms();
-        let failed = terms.connect(&host(address.port())).await;
+        let failed = terms.connect(&host(address.port()), Asker::Stranger).await;
         assert!(matches!(failed, Err(Undelivered::Connect { .. })), "{failed:?}");
     }
 
@@ -560,8 +571,8 @@ mod tests {
         let policy = |rules: &[&str]| Policy::new(rules.iter().map(|rule| rule.parse().unwrap()).collect());
         let connector = connector(&[Ipv6Addr::LOCALHOST.into(), address.ip()]);
         let allowed = connector.clone().with_policy(policy(&["deny ::/0", "allow * 1-65535"]));
-        assert_eq!(allowed.terms().connect(&host(address.port())).await.unwrap().1, address);
-        let denied = connector.with_policy(policy(&["allow *"])).terms().connect(&host(1)).await;
+        assert_eq!(allowed.terms().connect(&host(address.port()), Asker::Stranger).await.unwrap().1, address);
+        let denied = connector.with_policy(policy(&["allow *"])).terms().connect(&host(1), Asker::Stranger).await;
         assert!(matches!(denied, Err(Undelivered::Denied)), "{denied:?}");
     }
 
@@ -569,7 +580,7 @@ mod tests {
     async fn name_service_that_does_not_answer_is_a_failure_of_its_own() {
         let resolver = Resolver::asking(ResolveConfig::default(), |_| Box::pin(pending()));
         let connector = Connector::new(ConnectConfig::default(), resolver);
-        let failed = connector.terms().connect(&host(1)).await;
+        let failed = connector.terms().connect(&host(1), Asker::Stranger).await;
         assert!(matches!(failed, Err(Undelivered::ResolveTimeout)), "{failed:?}");
     }
 }

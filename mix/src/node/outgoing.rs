@@ -7,6 +7,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rand::seq::SliceRandom;
@@ -125,9 +126,8 @@ impl Outgoing {
 
     async fn serve_seated(&self, destination: Destination, good: bool, firing: u64, seats: &Seats) -> Ended {
         let (id, next) = (destination.id, destination.next.clone());
-        let asker = if good { Asker::Known } else { Asker::Stranger };
         // Before a seat is taken: a slow name server must not hold up those whose address is known.
-        let served = match self.stop.run_until_cancelled(self.connect.prepare(&next, asker)).await {
+        let served = match self.stop.run_until_cancelled(self.connect.prepare(&next, asker(good))).await {
             None => Ok(Served::Stopped),
             Some(Err(why)) => self.not_reached(id, destination.attempts, Some(&why)).await,
             Some(Ok(())) => match seats.take(good).await {
@@ -151,18 +151,27 @@ impl Outgoing {
         let more_seats = if good { seats.take_free(more) } else { Vec::new() };
         let load = Load::new(self, id);
         let (tell, told) = unbounded_channel();
-        let now = self.world.now();
+        let (now, asker) = (self.world.now(), asker(good));
         let mut connections = JoinSet::new();
         for _ in 0..=more_seats.len() {
             let (this, next) = (self.clone(), next.clone());
             let mut hold = Hold { load: load.clone(), settled: tell.clone(), counters: self.counters.clone() };
-            connections.spawn(async move { this.connect.hand_over(&next, &mut hold, now, &this.stop).await });
+            connections.spawn(async move { this.connect.hand_over((&next, asker), &mut hold, now, &this.stop).await });
         }
         self.counters.attempted(connections.len() as u64);
         drop(tell);
         // Ends when the connections have: their ends of the channel go with them.
         let sum = self.settle(told).await;
-        let failures: Vec<_> = connections.join_all().await.into_iter().filter_map(Result::err).collect();
+        let mut failures = Vec::new();
+        while let Some(ended) = connections.join_next().await {
+            match ended {
+                Ok(ended) => failures.extend(ended.err()),
+                Err(e) => {
+                    error!(panicked = e.is_panic(), "a connection failed");
+                    return Ok(Served::Later(1));
+                }
+            }
+        }
         drop(more_seats);
         if self.stop.is_cancelled() {
             return Ok(Served::Stopped);
@@ -239,6 +248,11 @@ impl Outgoing {
     }
 }
 
+/// Whose names are looked up before those of strangers.
+fn asker(good: bool) -> Asker {
+    if good { Asker::Known } else { Asker::Stranger }
+}
+
 /// What became of one unit.
 #[derive(Debug)]
 struct Settled {
@@ -261,7 +275,11 @@ struct Sum {
 /// What waits for one destination, for all connections to it: each unit is given to one of them, in order. Read some at
 /// a time, as the mix takes them. Clones share it.
 #[derive(Clone)]
-struct Load(Arc<Mutex<Unsent>>);
+struct Load {
+    unsent: Arc<Mutex<Unsent>>,
+    /// The mix has not taken something. It is given no more: it has no room, or means ill.
+    refused: Arc<AtomicBool>,
+}
 
 struct Unsent {
     db: Db,
@@ -277,12 +295,13 @@ struct Unsent {
 impl Load {
     fn new(outgoing: &Outgoing, destination: DestinationId) -> Self {
         let (db, world) = (outgoing.db.clone(), outgoing.world.clone());
-        Self(Arc::new(Mutex::new(Unsent { db, world, destination, read: VecDeque::new(), after: None, end: None })))
+        let unsent = Unsent { db, world, destination, read: VecDeque::new(), after: None, end: None };
+        Self { unsent: Arc::new(Mutex::new(unsent)), refused: Arc::default() }
     }
 
     /// Whether everything was given to a connection. The connections must have ended.
     fn ended(self) -> Result<bool, StoreError> {
-        let unsent = Arc::into_inner(self.0).expect("all others went with the connections").into_inner();
+        let unsent = Arc::into_inner(self.unsent).expect("all others went with the connections").into_inner();
         unsent.end.transpose().map(|end| end.is_some())
     }
 }
@@ -321,7 +340,10 @@ impl connect::Cargo for Hold {
     }
 
     async fn next(&mut self) -> Option<Unit<Self::Id>> {
-        let mut unsent = self.load.0.lock().await;
+        if self.load.refused.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut unsent = self.load.unsent.lock().await;
         let (id, cargo) = unsent.next().await?;
         Some(match cargo {
             outgoing::Cargo::Packet(packet) => Unit::packet((id, false), packet),
@@ -330,6 +352,9 @@ impl connect::Cargo for Hold {
     }
 
     fn settled(&mut self, (id, junk): Self::Id, outcome: Outcome) {
+        if outcome == Outcome::Rejected {
+            self.load.refused.store(true, Ordering::Relaxed);
+        }
         // The other end waits until this one goes.
         let _ = self.settled.send(Settled { id, junk, outcome });
     }

@@ -98,9 +98,11 @@ impl Room {
 }
 
 /// For how many octets there is room, where the disk has so many free. Packets that have left leave their slots to others:
-/// else a flood would close a node for good.
-pub(super) fn room_for(free: u64, db: &Db) -> u64 {
-    free.saturating_add(db.free_slots().saturating_mul(SLOT_LEN as u64))
+/// else a flood would close a node for good. Slots are of no use to all else that is written, so that half of the reserve
+/// must be free on the disk itself.
+pub(super) fn room_for(free: u64, reserve: u64, db: &Db) -> u64 {
+    let slots = db.free_slots().saturating_mul(SLOT_LEN as u64);
+    if free < reserve / 2 { free } else { free.saturating_add(slots) }
 }
 
 #[cfg(test)]
@@ -173,15 +175,18 @@ mod tests {
     fn disk_that_a_flood_has_filled_has_room_again_when_the_flood_has_gone() {
         const PACKETS: u64 = 100;
         let (folder, db) = fresh(&NODE_SCHEMAS);
-        let full = PACKETS * PACKET_LEN as u64;
-        let free = || full - std::fs::metadata(folder.path().join("store.packets")).unwrap().len();
+        let flooded = PACKETS * PACKET_LEN as u64;
+        let disk = flooded + RESERVE / 2;
+        let free = || disk - std::fs::metadata(folder.path().join("store.packets")).unwrap().len();
         let flood: Vec<_> = (0..PACKETS)
             .map(|_| db.write(|tx| incoming::push(tx, &Packet::from_bytes(&[7; PACKET_LEN]).unwrap())).unwrap())
             .collect();
-        assert_eq!(room_for(free(), &db), 0);
+        assert_eq!(room_for(free(), RESERVE, &db), RESERVE / 2);
         db.write(move |tx| flood.iter().try_for_each(|id| incoming::discard(tx, *id).map(|_| ()))).unwrap();
-        assert_eq!(room_for(free(), &db), full);
+        assert_eq!(room_for(free(), RESERVE, &db), disk);
         db.checkpoint().unwrap();
-        assert_eq!(room_for(free(), &db), full);
+        assert_eq!(room_for(free(), RESERVE, &db), disk);
+        // What is no packet needs room of its own.
+        assert_eq!(room_for(free() - 1, RESERVE, &db), RESERVE / 2 - 1);
     }
 }

@@ -397,8 +397,8 @@ impl Crew<'_> {
     }
 
     fn watch_the_disk(&mut self, incoming: &Incoming, home: PathBuf) {
-        let store = self.db.clone();
-        let room = move || Ok(room_for(free_space(&home)?, &store));
+        let (store, reserve) = (self.db.clone(), self.changes.reserve.subscribe());
+        let room = move || Ok(room_for(free_space(&home)?, *reserve.borrow(), &store));
         self.tasks.spawn(incoming.room().clone().watch(room, self.changes.reserve.subscribe(), self.stop.clone()));
     }
 

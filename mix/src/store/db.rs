@@ -38,6 +38,8 @@ const WIPE_AFTER: Duration = Duration::from_secs(1);
 const COMMITS_BEFORE_WIPE: u32 = 256;
 /// Slots overwritten before the writer looks whether a step waits: two megabytes.
 const WIPED_AT_ONCE: usize = 64;
+/// Slots overwritten at the end of a process: 256 megabytes. The next start does the rest.
+const WIPED_AT_END: usize = 8192;
 /// Statements kept prepared per connection; there are fewer different ones than this.
 const CACHED_STATEMENTS: usize = 256;
 /// Reading connections kept open between reads. More are opened when more threads read at once, and closed after.
@@ -598,8 +600,7 @@ fn write_until_closed(mut writer: Writer, queue: &Receiver<Job>, lock: File) {
                             write_group(&writer, step, queue)
                         }
                         Job::Checkpoint(tell) => {
-                            // Who asked may have stopped listening.
-                            let _ = tell.send(writer.checkpoint());
+                            writer.wipe_between_steps(tell, queue);
                             None
                         }
                     };
@@ -618,7 +619,8 @@ fn write_until_closed(mut writer: Writer, queue: &Receiver<Job>, lock: File) {
         }
     }
     // Nobody is left to tell. What is not copied now stays in the write-ahead log and is read from there next time.
-    let _ = writer.checkpoint();
+    let _ = writer.wipe(WIPED_AT_END);
+    let _ = checkpoint(&writer.connection);
     drop(writer);
     drop(lock);
 }
@@ -702,18 +704,43 @@ impl Writer {
     }
 
     fn has_stale_slots(&self) -> bool {
-        self.slots.as_ref().is_some_and(|slots| slots.borrow().is_stale())
+        self.stale_slots() > 0
+    }
+
+    fn stale_slots(&self) -> usize {
+        self.slots.as_ref().map_or(0, |slots| slots.borrow().stale())
     }
 
     fn wipe(&mut self, limit: usize) -> Result<usize, StoreError> {
         Ok(self.slots.as_mut().map_or(Ok(0), |slots| slots.get_mut().wipe(limit))?)
     }
 
-    fn checkpoint(&mut self) -> Result<(), StoreError> {
-        // Those that somebody reads come later.
-        let slots = self.wipe(usize::MAX);
-        checkpoint(&self.connection)?;
-        slots.map(|_| ())
+    /// Overwrites the slots that have been left by now, some at a time, and does in between what waits; then empties the
+    /// write-ahead log, and tells those who have asked for it by then.
+    fn wipe_between_steps(&mut self, tell: SyncSender<Result<(), StoreError>>, queue: &Receiver<Job>) {
+        let mut askers = vec![tell];
+        let mut left = self.stale_slots();
+        let mut wiped = Ok(0);
+        while left > 0 {
+            wiped = self.wipe(WIPED_AT_ONCE.min(left));
+            match wiped {
+                // Those that somebody reads come later.
+                Ok(0) | Err(_) => break,
+                Ok(some) => left -= some,
+            }
+            let mut next = queue.try_recv().ok();
+            while let Some(job) = next.take() {
+                match job {
+                    Job::Step(step) => next = write_group(self, step, queue),
+                    Job::Checkpoint(tell) => askers.push(tell),
+                }
+            }
+        }
+        let done = checkpoint(&self.connection).and(wiped.map(|_| ()));
+        for asker in askers {
+            // Who asked may have stopped listening.
+            let _ = asker.send(done.as_ref().map_or_else(|e| Err(e.echo()), |()| Ok(())));
+        }
     }
 }
 
@@ -829,6 +856,9 @@ fn open_slots(path: &Path, writer: &Connection, schemas: &[Schema]) -> Result<Op
     private_file(&path)?;
     let open = |source| StoreError::Open { path: path.clone(), source };
     let file = OpenOptions::new().read(true).write(true).open(&path).map_err(open)?;
+    // A power cut must not leave rows without the file whose slots they name.
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(open)?;
     let mut used = HashSet::new();
     for query in queries {
         let named = View { connection: writer, slots: None }.all(query, &[], |row| Ok(Slot(row.get(0)?)))?;

@@ -145,13 +145,12 @@ impl Slots {
         if end > len || used.iter().any(|slot| slot.0 < 0) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        file.set_len(Slot(end).offset()?)?;
         let file = Arc::new(SlotFile { file, free: AtomicU64::new(0), eras: Mutex::default() });
         // Whether they were overwritten before the last stop is not known.
-        let stale = (0..end).map(Slot).filter(|slot| !used.contains(slot)).map(|slot| (0, slot)).collect();
+        let stale = (0..len).map(Slot).filter(|slot| !used.contains(slot)).map(|slot| (0, slot)).collect();
         let slots = Self {
             file,
-            len: end,
+            len,
             clean: BTreeSet::new(),
             stale,
             taken: Vec::new(),
@@ -175,20 +174,31 @@ impl Slots {
     /// What the system says.
     pub(super) fn put(&mut self, octets: &[u8]) -> io::Result<Slot> {
         debug_assert!(octets.len() <= SLOT_LEN, "longer than a slot");
+        let len = self.len;
         let slot = self.take_free();
-        #[cfg(test)]
-        if self.most.is_some_and(|most| slot.0 >= most) {
-            self.clean.insert(slot);
-            return Err(io::ErrorKind::StorageFull.into());
-        }
         // Noted first: a slot that is half written is given back by the roll-back.
         self.taken.push(slot);
+        let written = self.fill(slot, octets);
+        if written.is_err() && self.len > len {
+            // The disk had no room for it: it is no slot, or those that are free would never be tried before it again.
+            self.taken.pop();
+            self.len = len;
+        }
+        written.map(|()| slot)
+    }
+
+    fn fill(&self, slot: Slot, octets: &[u8]) -> io::Result<()> {
+        #[cfg(test)]
+        if self.most.is_some_and(|most| slot.0 >= most) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         self.file.write(slot, octets)?;
-        if let Some(missing) = SLOT_LEN.checked_sub(octets.len()).filter(|missing| *missing > 0) {
+        let missing = SLOT_LEN.saturating_sub(octets.len());
+        if missing > 0 {
             let end = slot.offset()?.saturating_add(octets.len() as u64);
             self.file.file.write_all_at(&vec![0; missing], end)?;
         }
-        Ok(slot)
+        Ok(())
     }
 
     /// The row that named it is gone, once this is committed.
@@ -225,8 +235,11 @@ impl Slots {
 
     /// All since the last commit is durable.
     pub(super) fn committed(&mut self) {
+        // A commit that has written nothing has taken nobody's place.
+        if !self.taken.is_empty() || !self.left.is_empty() {
+            self.stale.extend(self.doubtful.drain(..).map(|slot| (0, slot)));
+        }
         self.taken.clear();
-        self.stale.extend(self.doubtful.drain(..).map(|slot| (0, slot)));
         if !self.left.is_empty() {
             let mut eras = self.file.eras();
             eras.now += 1;
@@ -241,9 +254,9 @@ impl Slots {
         self.file.free.store((self.stale.len() + self.clean.len()) as u64, Ordering::Relaxed);
     }
 
-    /// Whether anything waits to be overwritten.
-    pub(super) fn is_stale(&self) -> bool {
-        !self.stale.is_empty()
+    /// How many slots wait to be overwritten.
+    pub(super) fn stale(&self) -> usize {
+        self.stale.len()
     }
 
     /// Overwrites at most `limit` slots that were left, but none that somebody may still read, and cuts the file when
@@ -253,22 +266,19 @@ impl Slots {
     /// What the system says.
     pub(super) fn wipe(&mut self, limit: usize) -> io::Result<usize> {
         let oldest = self.file.oldest_read();
-        let mut wiped = 0;
-        while wiped < limit
-            && let Some((_, slot)) = self.stale.front().copied().filter(|(since, _)| *since <= oldest)
-        {
-            self.file.write(slot, &[0; SLOT_LEN])?;
-            self.stale.pop_front();
-            self.clean.insert(slot);
-            wiped += 1;
-        }
-        if wiped > 0 {
+        let free = self.stale.iter().take_while(|(since, _)| *since <= oldest);
+        let slots: Vec<_> = free.take(limit).map(|(_, slot)| *slot).collect();
+        if !slots.is_empty() {
+            slots.iter().try_for_each(|slot| self.file.write(*slot, &[0; SLOT_LEN]))?;
             self.file.file.sync_data()?;
+            self.stale.drain(..slots.len());
+            self.clean.extend(&slots);
         }
-        if !self.is_stale() {
+        if self.stale.is_empty() {
             self.cut()?;
         }
-        Ok(wiped)
+        self.count();
+        Ok(slots.len())
     }
 
     /// Gives the end of the file back if it is free. There is nothing in it to overwrite.
@@ -281,7 +291,6 @@ impl Slots {
             self.file.file.set_len(Slot(end).offset()?)?;
             self.clean.split_off(&Slot(end));
             self.len = end;
-            self.count();
         }
         Ok(())
     }
@@ -405,6 +414,8 @@ mod tests {
         // The constraint is deferred: it fails at the commit and not before.
         let failed = db.write(|tx| fill(tx, 7).and_then(|_| tx.execute("INSERT INTO tag (crate) VALUES (404)", &[])));
         assert!(matches!(failed, Err(StoreError::Sqlite { .. })), "{failed:?}");
+        // Nor by one that writes nothing.
+        db.write(|_| Ok(())).unwrap();
         db.checkpoint().unwrap();
         assert_eq!(slots_with(folder.path(), 7), 1);
         db.write(|tx| fill(tx, 8)).unwrap();
@@ -489,8 +500,10 @@ mod tests {
         let (folder, db) = fresh(&CRATES);
         let slot = db.write(|tx| fill(tx, 7)).unwrap();
         db.write(|tx| fill(tx, 8)).unwrap();
-        db.write(move |tx| clear(tx, slot)).unwrap();
+        let last = db.write(|tx| fill(tx, 7)).unwrap();
+        db.write(move |tx| clear(tx, slot).and_then(|()| clear(tx, last))).unwrap();
         let (copy, db) = as_after_a_kill(folder.path(), &CRATES);
+        assert_eq!(slots_with(copy.path(), 7), 2, "the end of the file too is overwritten before it is given back");
         db.checkpoint().unwrap();
         assert_eq!(slots_with(copy.path(), 7), 0);
         assert_eq!(db.read(crates).unwrap(), [8]);
@@ -510,7 +523,7 @@ mod tests {
         drop(reading);
         assert_eq!(slots.wipe(9).unwrap(), 1, "who began later does not see it");
         drop(later);
-        assert!(!slots.is_stale());
+        assert_eq!(slots.stale(), 0);
     }
 
     #[test]
@@ -549,6 +562,24 @@ mod tests {
         db.write(|tx| tx.allow_slots(None)).unwrap();
         db.write(|tx| fill(tx, 3)).unwrap();
         assert_eq!(db.read(crates).unwrap(), [1, 3]);
+    }
+
+    #[test]
+    fn full_disk_takes_as_many_as_have_left() {
+        let (folder, db) = fresh(&CRATES);
+        let slots = db.write(|tx| (0..5).map(|octet| fill(tx, octet)).collect::<Result<Vec<_>, _>>()).unwrap();
+        db.write(|tx| tx.allow_slots(Some(5))).unwrap();
+        db.write(move |tx| slots.iter().skip(3).try_for_each(|slot| clear(tx, *slot))).unwrap();
+        for _ in 0..3 {
+            let full = db.write(|tx| (5..8).try_for_each(|octet| fill(tx, octet).map(|_| ())));
+            assert!(matches!(full, Err(StoreError::Full)), "two have left, three do not fit: {full:?}");
+        }
+        db.write(|tx| (5..7).try_for_each(|octet| fill(tx, octet).map(|_| ()))).unwrap();
+        let mut all = db.read(crates).unwrap();
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 2, 5, 6]);
+        db.checkpoint().unwrap();
+        assert_eq!(file(folder.path()).len(), 5 * SLOT_LEN);
     }
 
     #[test]

@@ -209,6 +209,35 @@ async fn many_packets_go_over_several_connections_each_of_them_once() {
     assert_eq!(seats.take_free(9).len(), 8, "all seats are given back");
 }
 
+/// A mix without room.
+#[derive(Clone, Default)]
+struct Rejecting(Arc<AtomicUsize>);
+
+impl PacketSink for Rejecting {
+    async fn store(&self, _: Packet) -> Result<(), Refused> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Err(Refused)
+    }
+
+    async fn forget(&self, _: Packet) -> Result<(), Refused> {
+        Err(Refused)
+    }
+}
+
+#[tokio::test]
+async fn mix_that_has_no_room_is_not_given_all_that_waits_for_it() {
+    let stop = CancellationToken::new();
+    let mix = Rejecting::default();
+    let next = host(listening(1, mix.clone(), &stop).await, key_id(1));
+    let bench = bench(tries(3));
+    bench.queue(&next, 6 * LOAD);
+    let served = bench.outgoing.serve(bench.destinations().remove(0), &Seats::new(8), true).await;
+    assert_eq!(served.unwrap(), Served::Later(1));
+    assert_eq!(bench.waiting(), 6 * LOAD as u64);
+    let offered = mix.0.load(Ordering::Relaxed);
+    assert!(offered <= (MORE_CONNECTIONS + 1) * (WINDOW + 1), "{offered} packets were offered");
+}
+
 #[tokio::test]
 async fn no_seat_is_taken_for_a_second_connection_that_somebody_may_need_and_strangers_have_one_each() {
     let seats = Seats::new(3);

@@ -105,8 +105,8 @@ mod tests {
         db.write(move |tx| pool::release(tx, &ids, own.map(|own| own.key_id()).as_ref())).unwrap()
     }
 
-    fn finish(db: &Db, id: incoming::IncomingId, next: Next) -> Result<Admission, StoreError> {
-        let log = ReplayLog::open(db).unwrap();
+    fn finish(db: &Db, log: &ReplayLog, id: incoming::IncomingId, next: Next) -> Result<Admission, StoreError> {
+        let log = log.clone();
         db.write(move |tx| incoming::finish(tx, &log, id, &digest("key"), &digest("packet"), &next))
     }
 
@@ -146,11 +146,12 @@ mod tests {
         let (_folder, db) = fresh(&SCHEMAS);
         let first = db.write(|tx| incoming::push(tx, &packet(1))).unwrap();
         let copy = db.write(|tx| incoming::push(tx, &packet(1))).unwrap();
-        assert_eq!(finish(&db, first, Next::Pool(relay("a.example.org", 9))).unwrap(), Admission::Admitted);
-        assert_eq!(finish(&db, copy, Next::Pool(relay("a.example.org", 9))).unwrap(), Admission::Replayed);
+        let log = ReplayLog::open(&db).unwrap();
+        assert_eq!(finish(&db, &log, first, Next::Pool(relay("a.example.org", 9))).unwrap(), Admission::Admitted);
+        assert_eq!(finish(&db, &log, copy, Next::Pool(relay("a.example.org", 9))).unwrap(), Admission::Replayed);
         assert_eq!(db.read(pool::count).unwrap(), 1);
         assert_eq!(db.read(incoming::count).unwrap(), 0);
-        let again = finish(&db, first, Next::Drop);
+        let again = finish(&db, &log, first, Next::Drop);
         assert!(matches!(again, Err(StoreError::Missing { .. })), "{again:?}");
     }
 
@@ -168,7 +169,8 @@ mod tests {
             .unwrap();
         assert_eq!(killed.read(incoming::count).unwrap(), 1);
         assert_eq!(killed.read(pool::count).unwrap(), 0);
-        assert_eq!(finish(&killed, id, Next::Pool(deliver(1))).unwrap(), Admission::Admitted);
+        let log = ReplayLog::open(&killed).unwrap();
+        assert_eq!(finish(&killed, &log, id, Next::Pool(deliver(1))).unwrap(), Admission::Admitted);
         let (_copy, killed) = as_after_a_kill(folder.path(), &SCHEMAS);
         assert_eq!(killed.read(incoming::count).unwrap(), 0);
         assert_eq!(killed.read(pool::count).unwrap(), 1);
@@ -179,9 +181,10 @@ mod tests {
     fn dummy_leaves_nothing_but_its_replay_entry() {
         let (_folder, db) = fresh(&SCHEMAS);
         let id = db.write(|tx| incoming::push(tx, &packet(1))).unwrap();
-        assert_eq!(finish(&db, id, Next::Drop).unwrap(), Admission::Admitted);
+        let log = ReplayLog::open(&db).unwrap();
+        assert_eq!(finish(&db, &log, id, Next::Drop).unwrap(), Admission::Admitted);
         assert_eq!(db.read(pool::count).unwrap(), 0);
-        assert!(seen(&ReplayLog::open(&db).unwrap(), digest("key"), digest("packet")));
+        assert!(seen(&log, digest("key"), digest("packet")));
     }
 
     #[test]
