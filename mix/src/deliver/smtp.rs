@@ -149,6 +149,12 @@ impl SmtpExit {
         })
     }
 
+    /// Whether this is the same server, spoken to in the same way.
+    pub fn is(&self, other: &Self) -> bool {
+        let Self { host, port, tls, tls_parameters: _, timeout, hello } = self;
+        (host, port, tls, timeout, hello) == (&other.host, &other.port, &other.tls, &other.timeout, &other.hello)
+    }
+
     /// Calls the server and says whose mail is to come, and nothing yet of its recipient: what fails here is no fault of the
     /// mail. All of the conversation has the time of one delivery.
     ///

@@ -5,7 +5,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 
 use tokio::sync::watch;
 
@@ -22,17 +21,12 @@ use crate::net::bandwidth::Bandwidth;
 use crate::net::resolve::Resolver;
 use crate::net::{connect, listen};
 use crate::store::inbox::Arrival;
-use crate::store::queue::left;
-use crate::store::{Db, StoreError};
 
 /// What deliveries are made of, beside settings.
 pub(super) struct Deliveries {
-    pub(super) db: Db,
     /// Users of this node, when it keeps mail for a gateway.
     pub(super) mailboxes: Option<Arc<dyn LocalMailboxes<Arrival>>>,
     pub(super) message_ids: MessageIds,
-    /// Deliveries up to this place in the queue came when their delivery was on.
-    pub(super) left: Arc<AtomicI64>,
 }
 
 /// The ends.
@@ -98,12 +92,9 @@ impl Changes {
     }
 
     /// Lets the services go by it: what was made of `config`.
-    ///
-    /// # Errors
-    /// What the database says; nothing has changed then.
-    pub(super) fn take(&self, config: &NodeConfig, made: Made) -> Result<(), StoreError> {
+    pub(super) fn take(&self, config: &NodeConfig, made: Made) {
         let Made { rhythm, ways, bandwidth } = made;
-        self.switch(ways)?;
+        self.ways.send_replace(ways);
         let bandwidth = Bandwidth::changed(self.incoming.borrow().bandwidth.clone(), bandwidth);
         let incoming = listen::Terms { config: config.incoming.clone(), bandwidth: bandwidth.clone() };
         self.incoming.send_replace(incoming);
@@ -114,20 +105,6 @@ impl Changes {
         self.outgoing.send_if_modified(|old| replace(old, config.outgoing.clone()));
         self.reserve.send_if_modified(|old| replace(old, config.disk_reserve));
         self.stats.send_if_modified(|old| replace(old, config.stats.clone()));
-        Ok(())
-    }
-
-    /// What waits for a delivery that is switched off goes on waiting: whoever looks at the ways knows what that is.
-    fn switch(&self, ways: Ways) -> Result<(), StoreError> {
-        let goes_off = {
-            let old = self.ways.borrow();
-            (old.smtp.is_some() && ways.smtp.is_none()) || (old.mbox.is_some() && ways.mbox.is_none())
-        };
-        if goes_off && let Some(newest) = self.deliveries.db.read(left::newest)? {
-            self.deliveries.left.fetch_max(newest.0, Ordering::Relaxed);
-        }
-        self.ways.send_replace(ways);
-        Ok(())
     }
 
     /// Names that are known stay known, unless how they are looked up has changed.

@@ -202,7 +202,7 @@ impl NodeControl {
         let changes = &self.0.changes;
         let made = changes.make(config)?;
         self.check(config)?;
-        changes.take(config, made)?;
+        changes.take(config, made);
         self.describe(config);
         Ok(())
     }

@@ -7,10 +7,14 @@
 //! that it is away for, and not each mail by its own. What it says of one mail or its recipient is that mail's own. Each mail
 //! has as many tries as the schedule, and which it has had is on disk.
 //!
+//! What comes while its delivery is switched off waits as for a server that is away: when it was taken nobody knows, for it
+//! has been through the pool, and a message through its fragments. So a node that never delivered keeps for a while what
+//! strangers send it, as an exit does whose server is away; the reserve of the disk bounds both.
+//!
 //! The clock may be set at any time. What is put off waits by a clock of its own, and an incomplete message is given up by
 //! one that was steady for a day, or two days later: what a wrong clock throws away is missed when it is right again.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -158,8 +162,6 @@ pub(super) struct ExitService {
     pub(super) stop: CancellationToken,
     /// Each delivery goes by what holds when it begins.
     pub(super) ways: watch::Receiver<Ways>,
-    /// Deliveries up to this place in the queue are of an earlier run, or came before their delivery was switched off.
-    pub(super) left: Arc<AtomicI64>,
     pub(super) server: Arc<Mutex<MailServer>>,
     /// Whether there may be messages of which enough fragments are here; true at the start.
     pub(super) some_ready: Arc<AtomicBool>,
@@ -244,9 +246,13 @@ impl ExitService {
         let (mut rung, mut ways) = (self.bell.subscribe(), self.ways.clone());
         let mut expiry = tokio::time::interval(EXPIRY);
         let mut clock = Steadiness::new(self.world.now());
+        let mut known = self.ways.borrow().smtp.clone();
         while !self.stop.is_cancelled() {
             if lane == Lane::House && self.some_ready.swap(false, Ordering::Relaxed) {
                 self.reassemble_ready().await;
+            }
+            if lane == Lane::Mail {
+                self.look_at_the_server(&mut known).await;
             }
             let (now, which) = (self.even.now(), lane.which());
             if self.holds(lane).is_none() {
@@ -262,7 +268,7 @@ impl ExitService {
             tokio::select! {
                 Ok(()) = rung.changed() => {}
                 // It may be another server now.
-                Ok(()) = ways.changed(), if lane == Lane::Mail => self.server().is_there(),
+                Ok(()) = ways.changed(), if lane == Lane::Mail => {}
                 _ = expiry.tick(), if lane == Lane::House => {
                     let steady = clock.look(self.world.now());
                     self.expire(steady).await;
@@ -270,6 +276,22 @@ impl ExitService {
                 () = tokio::time::sleep(self.until_next_due(lane).await) => {}
                 () = self.stop.cancelled() => {}
             }
+        }
+    }
+
+    /// Another mail server than the one that was known has all mail tried at once: it waits for the one before it.
+    async fn look_at_the_server(&self, known: &mut Option<Arc<SmtpWay>>) {
+        let way = self.ways.borrow().smtp.clone();
+        let same = match (&way, &*known) {
+            (Some(way), Some(known)) => way.server.is(&known.server),
+            (way, known) => way.is_none() && known.is_none(),
+        };
+        let is_another = !same && way.is_some();
+        *known = way;
+        if is_another {
+            self.server().is_there();
+            let now = self.even.now();
+            durable::note(&self.db, &self.stop, move |tx| queue::try_now(tx, RoutingType::SMTP, now)).await;
         }
     }
 
@@ -289,13 +311,10 @@ impl ExitService {
         let latest = self.even.now() + ways.longest_wait();
         let look = move |tx: &Tx<'_>| {
             left::bring_forward(tx, latest)?;
-            let kinds = [RoutingType::SMTP, RoutingType::MBOX];
-            let [smtp, mbox] = kinds.map(|kind| left::waits(tx, kind));
-            Ok((left::newest(tx)?, smtp?, mbox?))
+            Ok((left::waits(tx, RoutingType::SMTP)?, left::waits(tx, RoutingType::MBOX)?))
         };
         match durable::write(&self.db, look).await {
-            Ok((newest, smtp, mbox)) => {
-                self.left.fetch_max(newest.map_or(0, |newest| newest.0), Ordering::Relaxed);
+            Ok((smtp, mbox)) => {
                 for (key, waits, is_on) in
                     [("node.smtp.enabled", smtp, ways.smtp.is_some()), ("node.mbox.enabled", mbox, ways.mbox.is_some())]
                 {
@@ -308,12 +327,15 @@ impl ExitService {
         }
     }
 
-    /// What becomes of a message whose delivery is not enabled. If it was taken while the delivery was, that may come back: it
-    /// waits as for a server that is away. What comes now was sent to a node that does not say that it delivers, and is
-    /// not kept for strangers.
-    fn without_a_way(&self, item: &ExitItem, schedule: RetrySchedule) -> Verdict {
-        let is_left = item.id.0 <= self.left.load(Ordering::Relaxed);
-        if is_left { Verdict::Later(schedule) } else { Verdict::Undeliverable }
+    /// All that is due of a type waits for its delivery in this house, which is off. In one step: strangers may send much of
+    /// it, and each of it has many tries.
+    async fn without_a_way(&self, exit_type: RoutingType) -> Verdict {
+        let (now, schedule) = (self.even.now(), RetrySchedule::every_minute_for_a_day());
+        let (next, tries) = (now + schedule.wait_after(1).unwrap_or_default(), schedule.tries());
+        let put_off =
+            durable::note(&self.db, &self.stop, move |tx| queue::postpone_all(tx, exit_type, now, next, tries));
+        self.counters.undeliverable(put_off.await.unwrap_or_default());
+        Verdict::Untried
     }
 
     async fn until_next_due(&self, lane: Lane) -> Duration {
@@ -346,7 +368,8 @@ impl ExitService {
         let id = item.id;
         let failures = item.attempts.saturating_add(1);
         let verdict = match item.exit_type {
-            RoutingType::FRAGMENT => return self.fragment(item).await,
+            RoutingType::FRAGMENT if self.ways.borrow().fragments.enabled => return self.fragment(item).await,
+            RoutingType::FRAGMENT => self.without_a_way(RoutingType::FRAGMENT).await,
             RoutingType::SMTP => self.mail(item).await,
             RoutingType::MBOX => self.mailbox(item).await,
             _ => Verdict::Undeliverable,
@@ -377,7 +400,7 @@ impl ExitService {
     /// Hands a message to the mail server.
     async fn mail(&self, item: ExitItem) -> Verdict {
         let Ways { smtp, smtp_retry, .. } = self.ways.borrow().clone();
-        let Some(way) = smtp else { return self.without_a_way(&item, smtp_retry) };
+        let Some(way) = smtp else { return Verdict::Later(smtp_retry) };
         let to = std::str::from_utf8(&item.address).ok().and_then(|address| Mailbox::parse(address).ok());
         let Some(to) = to else { return Verdict::Undeliverable };
         let (writer, recipient, now) = (Arc::clone(&way), to.clone(), self.world.now());
@@ -462,7 +485,7 @@ impl ExitService {
     /// Hands a message to a user of the gateway in this process.
     async fn mailbox(&self, item: ExitItem) -> Verdict {
         let way = self.ways.borrow().mbox.clone();
-        let Some(way) = way else { return self.without_a_way(&item, RetrySchedule::every_minute_for_a_day()) };
+        let Some(way) = way else { return self.without_a_way(RoutingType::MBOX).await };
         let Ok(name) = String::from_utf8(item.address.clone()) else { return Verdict::Undeliverable };
         let key = delivery_key(&item);
         let delivered = spawn_blocking(move || {
@@ -585,7 +608,7 @@ fn delivery_key(item: &ExitItem) -> Digest {
 fn fragment_of(item: &ExitItem, config: &FragmentsConfig) -> Option<(fragments::FragmentFacts, Vec<u8>)> {
     let Queued::Payload { payload, .. } = &item.content else { return None };
     let Ok(Decoded::Fragment(fragment)) = Decoded::read(payload.as_bytes()) else { return None };
-    let wanted = config.enabled && u64::from(fragment.fragmentation().fragments()) <= config.most_fragments();
+    let wanted = u64::from(fragment.fragmentation().fragments()) <= config.most_fragments();
     wanted.then(|| (fragments::FragmentFacts::of(&fragment), fragment.octets().to_vec()))
 }
 
@@ -699,7 +722,6 @@ mod tests {
             even: Even::set(SystemTime::now()),
             stop: CancellationToken::new(),
             ways: ways(mailbox.clone(), 100_000),
-            left: Arc::default(),
             server: Arc::default(),
             some_ready: Arc::default(),
         };
@@ -882,6 +904,46 @@ mod tests {
         assert_eq!(calls.load(Ordering::Relaxed), before, "what comes later waits with the others");
         exited.service.stop.cancel();
         service.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn mail_that_waits_for_a_server_is_tried_at_once_when_it_is_another_and_no_sooner() {
+        let (mut exited, calls) = exit_to(Server::Busy).await;
+        let (change, ways) = watch::channel(exited.service.ways.borrow().clone());
+        exited.service.ways = ways;
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+        let service = tokio::spawn(exited.service.clone().run());
+        until("a failure", || exited.attempts() == [1]).await;
+        let before = calls.load(Ordering::Relaxed);
+        change.send_modify(|ways| ways.smtp_retry = RetrySchedule::every_minute_for_a_day());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(calls.load(Ordering::Relaxed), before, "it is the same server");
+        let (other, _) = exit_to(Server::Takes).await;
+        change.send_modify(|ways| ways.smtp.clone_from(&other.service.ways.borrow().smtp));
+        until("mail for bob", || exited.service.counters.snapshot().delivered == 1).await;
+        exited.service.stop.cancel();
+        service.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_comes_while_its_delivery_is_off_waits_until_it_is_on() {
+        let (mut exited, _) = exit_to(Server::Takes).await;
+        let on = exited.service.ways.borrow().clone();
+        let fragments = FragmentsConfig { enabled: false, ..on.fragments.clone() };
+        let smtp_retry = on.smtp.as_ref().unwrap().retry.clone();
+        exited.service.ways = watch::channel(Ways { smtp: None, smtp_retry, mbox: None, fragments }).1;
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+        exited.queue(RoutingType::MBOX, "frida", b"\ntext");
+        exited.queue_payload(RoutingType::FRAGMENT, None, Payload::random(&mut exited.service.world.dice()));
+        exited.deliver_all().await;
+        assert_eq!(exited.attempts(), [1, 1, 1]);
+        assert_eq!(exited.service.counters.snapshot().undeliverable, 0);
+        exited.service.ways = watch::channel(on).1;
+        let later = SystemTime::now() + Duration::from_secs(2 * 3600);
+        let due = exited.service.db.read(|view| queue::due(view, later, 10)).unwrap();
+        exited.service.deliver_all(due).await;
+        let counts = exited.service.counters.snapshot();
+        assert_eq!((counts.delivered, counts.undeliverable), (2, 1), "the noise was no fragment");
     }
 
     #[tokio::test]

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -297,8 +296,8 @@ impl Node {
         let Opened { db, keyring, replay } = Opened::open(config, passphrase, &world)?;
         let identity = keyring.identity().clone();
         let own = identity.public_key().key_id();
-        let (left, message_ids) = (Arc::default(), MessageIds::of(&identity));
-        let deliveries = Deliveries { db: db.clone(), mailboxes, message_ids, left: Arc::clone(&left) };
+        let message_ids = MessageIds::of(&identity);
+        let deliveries = Deliveries { mailboxes, message_ids };
         let changes = Changes::new(config, network, deliveries, resolver)?;
 
         let incoming = Incoming::new(db.clone(), counters.clone());
@@ -329,7 +328,7 @@ impl Node {
         crew.watch_the_disk(&incoming, config.home.clone());
         crew.tasks.spawn(rotation.run());
         crew.tasks.spawn(link::run(renew, identity, nickname.clone(), crew.world.clone(), crew.stop.clone()));
-        crew.deliver(&bells, left);
+        crew.deliver(&bells);
         let desk = crew.publish(descriptors.clone());
         let statistics = crew.count(config);
         crew.carry(own, bells, directory);
@@ -402,7 +401,7 @@ impl Crew<'_> {
         self.tasks.spawn(incoming.room().clone().watch(room, self.changes.reserve.subscribe(), self.stop.clone()));
     }
 
-    fn deliver(&mut self, bells: &Bells, left: Arc<AtomicI64>) {
+    fn deliver(&mut self, bells: &Bells) {
         let service = ExitService {
             db: self.db.clone(),
             bell: bells.exit.clone(),
@@ -411,7 +410,6 @@ impl Crew<'_> {
             even: Even::set(self.world.now()),
             stop: self.stop.clone(),
             ways: self.changes.ways.subscribe(),
-            left,
             server: Arc::default(),
             some_ready: Arc::new(true.into()),
         };

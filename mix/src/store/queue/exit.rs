@@ -176,6 +176,15 @@ pub fn postpone_all(
     Ok(over.len() as u64)
 }
 
+/// Makes all of a type due at `now`. The attempts that it has had stay counted.
+///
+/// # Errors
+/// What the database says.
+pub fn try_now(tx: &Tx<'_>, exit_type: RoutingType, now: SystemTime) -> Result<(), StoreError> {
+    let bring = "UPDATE exit SET next_attempt = ?2 WHERE exit_type = ?1 AND next_attempt > ?2";
+    tx.execute(bring, params![exit_type.0, seconds(now)]).map(drop)
+}
+
 /// How many deliveries wait.
 ///
 /// # Errors

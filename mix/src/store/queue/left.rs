@@ -2,17 +2,8 @@
 
 use std::time::SystemTime;
 
-use super::ExitId;
 use crate::packet::RoutingType;
 use crate::store::db::{StoreError, Tx, View, params, seconds};
-
-/// The last delivery in the queue, if there is one: what comes later has a higher place.
-///
-/// # Errors
-/// What the database says.
-pub fn newest(view: &View<'_>) -> Result<Option<ExitId>, StoreError> {
-    view.first("SELECT id FROM exit ORDER BY id DESC LIMIT 1", &[], |row| Ok(ExitId(row.get(0)?)))
-}
 
 /// Whether a delivery of this type waits.
 ///
@@ -38,13 +29,9 @@ mod tests {
     use crate::store::testing::{fresh, hour};
 
     #[test]
-    fn what_waits_is_told_by_its_type_and_the_last_of_it_by_its_place() {
+    fn what_waits_is_told_by_its_type() {
         let (_folder, db) = fresh(&[SCHEMA]);
-        assert_eq!(db.read(left::newest).unwrap(), None);
-        let insert = |to: RoutingType| db.write(move |tx| insert_message(tx, to, b"frida", b"text")).unwrap();
-        insert(RoutingType::MBOX);
-        let last = insert(RoutingType::MBOX);
-        assert_eq!(db.read(left::newest).unwrap(), Some(last));
+        db.write(|tx| insert_message(tx, RoutingType::MBOX, b"frida", b"text")).unwrap();
         assert!(db.read(|view| left::waits(view, RoutingType::MBOX)).unwrap());
         assert!(!db.read(|view| left::waits(view, RoutingType::SMTP)).unwrap());
     }
