@@ -5,8 +5,8 @@
 //! system shows the first environment of a process to its user anyway. The other ways leave nothing behind.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, IsTerminal as _, Read as _};
+use std::fs::{self, File};
+use std::io::{self, IsTerminal as _, Read as _, Seek as _, SeekFrom};
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mix::crypto::Passphrase;
 use rustix::io::Errno;
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, geteuid, getpid, pidfd_getfd, pidfd_open};
 use zeroize::Zeroizing;
 
 /// The variable that may hold a passphrase.
@@ -49,6 +49,14 @@ pub enum NoPassphrase {
         path: PathBuf,
         /// Its mode.
         mode: u32,
+    },
+    /// The file is somebody else's, who can read it whatever its mode says.
+    #[error("{} belongs to user {owner}; it must belong to the user of this process (chown)", path.display())]
+    Foreign {
+        /// Which.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
     },
     /// A file or descriptor cannot be read.
     #[error("reading the passphrase from {from}")]
@@ -139,18 +147,37 @@ fn open_descriptor(number: u32) -> io::Result<File> {
         Err(Errno::BADF) => Err(Errno::BADF.into()),
         // Some containers forbid the call, and systems before Linux 5.6 have none. By its name, it is opened once more,
         // which not every descriptor lets its owner do.
-        Err(_) => File::open(format!("/proc/self/fd/{number}")),
+        Err(_) => open_by_name(number),
     }
+}
+
+/// The file, pipe or terminal that is open under a number, opened once more. A file is read from where it stands.
+fn open_by_name(number: u32) -> io::Result<File> {
+    let mut file = File::open(format!("/proc/self/fd/{number}"))?;
+    if file.metadata()?.is_file() {
+        let facts = fs::read_to_string(format!("/proc/self/fdinfo/{number}"))?;
+        let place = facts.lines().find_map(|line| line.strip_prefix("pos:")?.trim().parse().ok());
+        file.seek(SeekFrom::Start(place.ok_or(io::ErrorKind::InvalidData)?))?;
+    }
+    Ok(file)
 }
 
 fn from_file(path: &Path) -> Result<Passphrase, NoPassphrase> {
     let from = path.display().to_string();
-    let opened = File::open(path).and_then(|file| Ok((file.metadata()?.mode() & 0o777, file)));
-    match opened {
-        Ok((mode, _)) if mode & 0o077 != 0 => Err(NoPassphrase::Exposed { path: path.to_owned(), mode }),
-        Ok((_, file)) => from_open_file(file, from),
+    match File::open(path).and_then(|file| Ok((file.metadata()?, file))) {
+        Ok((found, file)) => {
+            only_ours(path, found.uid(), found.mode() & 0o777).and_then(|()| from_open_file(file, from))
+        }
         Err(source) => Err(NoPassphrase::Unreadable { from, source }),
     }
+}
+
+fn only_ours(path: &Path, owner: u32, mode: u32) -> Result<(), NoPassphrase> {
+    let path = || path.to_owned();
+    if owner != geteuid().as_raw() {
+        return Err(NoPassphrase::Foreign { path: path(), owner });
+    }
+    if mode & 0o077 != 0 { Err(NoPassphrase::Exposed { path: path(), mode }) } else { Ok(()) }
 }
 
 fn from_open_file(file: File, from: String) -> Result<Passphrase, NoPassphrase> {
@@ -189,7 +216,7 @@ fn one_line(octets: &[u8], from: String) -> Result<Passphrase, NoPassphrase> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, Permissions};
+    use std::fs::Permissions;
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
@@ -221,6 +248,28 @@ mod tests {
     }
 
     #[test]
+    fn file_of_another_user_is_refused() {
+        let (_folder, source) = file(b"open sesame", 0o600);
+        let path = source.passphrase_file.unwrap();
+        let ours = fs::metadata(&path).unwrap().uid();
+        assert!(only_ours(&path, ours, 0o600).is_ok());
+        let refused = only_ours(&path, ours + 1, 0o600);
+        assert!(matches!(refused, Err(NoPassphrase::Foreign { owner, .. }) if owner == ours + 1));
+    }
+
+    #[test]
+    fn file_that_is_opened_once_more_is_read_from_where_it_stands() {
+        use std::os::fd::AsRawFd as _;
+
+        let (_folder, source) = file(b"first\nopen sesame\n", 0o600);
+        let mut open = File::open(source.passphrase_file.unwrap()).unwrap();
+        open.seek(SeekFrom::Start(6)).unwrap();
+        let again = open_by_name(open.as_raw_fd().try_into().unwrap()).unwrap();
+        let words = Passphrase::new(b"open sesame".to_vec()).unwrap();
+        assert_eq!(from_open_file(again, "it".to_owned()).unwrap(), words);
+    }
+
+    #[test]
     fn nothing_and_too_much_are_refused_by_name() {
         for content in [&b""[..], b"\n", b"\r\n"] {
             let (_folder, source) = file(content, 0o600);
@@ -243,7 +292,7 @@ mod tests {
 
     #[test]
     fn descriptor_is_read_whatever_is_behind_it() {
-        use std::io::{Seek as _, Write as _};
+        use std::io::Write as _;
         use std::os::unix::net::UnixStream;
 
         let words = Passphrase::new(b"open sesame".to_vec()).unwrap();
@@ -262,7 +311,7 @@ mod tests {
         file.write_all(b"first\nopen sesame\n").unwrap();
         fs::set_permissions(&path, Permissions::from_mode(0o000)).unwrap();
         fs::remove_file(&path).unwrap();
-        file.seek(io::SeekFrom::Start(6)).unwrap();
+        file.seek(SeekFrom::Start(6)).unwrap();
         assert_eq!(from_fd(&file).unwrap(), words, "from where it stands");
     }
 }
