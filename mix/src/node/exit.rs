@@ -62,6 +62,9 @@ const MESSAGE_HEADERS_LEN: usize = 4096;
 /// How long a mail server that has been asked to take a mail may go on after the stop: less than a process has, so that
 /// the database is closed in time. A mail that it has taken by the end and not said so is handed over again.
 const GRACE: Duration = Duration::from_secs(30);
+/// Deliveries of one type that wait while there is no way for them: 320 megabytes of packets. More are dropped, since
+/// strangers can write any number to a node that delivers nothing.
+const WAITING: u64 = if cfg!(test) { 20 } else { 10_000 };
 /// Said at the start of a node that has mail and no way to deliver it.
 const SWITCHED_OFF: &str = "mail of an earlier run waits for this delivery, which is off: it is dropped when its time is over, unless it is on by then";
 /// Whose fragments: those that the exit puts together itself.
@@ -330,12 +333,20 @@ impl ExitService {
     /// All that is due of a type waits for its delivery in this house, which is off. In one step: strangers may send much of
     /// it, and each of it has many tries.
     async fn without_a_way(&self, exit_type: RoutingType) -> Verdict {
+        if self.is_crowded(exit_type).await {
+            return Verdict::Undeliverable;
+        }
         let (now, schedule) = (self.even.now(), RetrySchedule::every_minute_for_a_day());
         let (next, tries) = (now + schedule.wait_after(1).unwrap_or_default(), schedule.tries());
         let put_off =
             durable::note(&self.db, &self.stop, move |tx| queue::postpone_all(tx, exit_type, now, next, tries));
         self.counters.undeliverable(put_off.await.unwrap_or_default());
         Verdict::Untried
+    }
+
+    async fn is_crowded(&self, exit_type: RoutingType) -> bool {
+        let count = durable::read(&self.db, move |view| queue::count_of(view, exit_type, WAITING + 1)).await;
+        count.is_ok_and(|count| count > WAITING)
     }
 
     async fn until_next_due(&self, lane: Lane) -> Duration {
@@ -400,7 +411,10 @@ impl ExitService {
     /// Hands a message to the mail server.
     async fn mail(&self, item: ExitItem) -> Verdict {
         let Ways { smtp, smtp_retry, .. } = self.ways.borrow().clone();
-        let Some(way) = smtp else { return Verdict::Later(smtp_retry) };
+        let Some(way) = smtp else {
+            let crowded = self.is_crowded(RoutingType::SMTP).await;
+            return if crowded { Verdict::Undeliverable } else { Verdict::Later(smtp_retry) };
+        };
         let to = std::str::from_utf8(&item.address).ok().and_then(|address| Mailbox::parse(address).ok());
         let Some(to) = to else { return Verdict::Undeliverable };
         let (writer, recipient, now) = (Arc::clone(&way), to.clone(), self.world.now());
@@ -944,6 +958,25 @@ mod tests {
         exited.service.deliver_all(due).await;
         let counts = exited.service.counters.snapshot();
         assert_eq!((counts.delivered, counts.undeliverable), (2, 1), "the noise was no fragment");
+    }
+
+    #[tokio::test]
+    async fn strangers_fill_no_disk_with_what_there_is_no_way_for() {
+        let (mut exited, _) = exit_to(Server::Takes).await;
+        let on = exited.service.ways.borrow().clone();
+        let (fragments, smtp_retry) = (on.fragments.clone(), on.smtp.as_ref().unwrap().retry.clone());
+        exited.service.ways = watch::channel(Ways { smtp: None, smtp_retry, mbox: None, fragments }).1;
+        for _ in 0..WAITING + 7 {
+            exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+            exited.queue(RoutingType::MBOX, "frida", b"\ntext");
+        }
+        let later = SystemTime::now() + Duration::from_secs(2 * 3600);
+        for item in exited.service.db.read(|view| queue::due(view, later, 1000)).unwrap() {
+            exited.service.deliver(item).await;
+        }
+        let left = |exit_type| exited.service.db.read(|view| queue::count_of(view, exit_type, 1000)).unwrap();
+        assert_eq!((left(RoutingType::SMTP), left(RoutingType::MBOX)), (WAITING, WAITING));
+        assert_eq!(exited.service.counters.snapshot().undeliverable, 14);
     }
 
     #[tokio::test]

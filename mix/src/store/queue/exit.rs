@@ -193,6 +193,17 @@ pub fn count(view: &View<'_>) -> Result<u64, StoreError> {
     view.count("SELECT count(*) FROM exit", &[])
 }
 
+/// How many deliveries of a type wait. Counts no further than `limit`.
+///
+/// # Errors
+/// What the database says.
+pub fn count_of(view: &View<'_>, exit_type: RoutingType, limit: u64) -> Result<u64, StoreError> {
+    view.count(
+        "SELECT count(*) FROM (SELECT 1 FROM exit WHERE exit_type = ?1 LIMIT ?2)",
+        params![exit_type.0, i64::try_from(limit).unwrap_or(i64::MAX)],
+    )
+}
+
 /// Forgets what was delivered. Says whether it was there.
 ///
 /// # Errors
