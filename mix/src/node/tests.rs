@@ -148,15 +148,17 @@ async fn packets_for_the_node_itself_never_touch_the_network() {
     let leg = std::slice::from_ref(&own);
     println!("seed {SEED:#x}");
     let mut dice = StdRng::seed_from_u64(SEED);
-    // As its gateway puts them into the pool: a mail and a dummy that pass the node twice, and a dummy that ends here.
+    // As its gateway puts them into the pool: a message and a dummy that pass the node twice, and a dummy that ends here.
     let exit = Exit { exit_type: RoutingType::DROP, address: Vec::new() };
     let twice = build::forward(&Payload::random(&mut dice), &exit, leg, leg, &mut dice).unwrap();
     let once = build::dummy(leg, &[], &mut dice).unwrap();
-    for packet in [to_a_user(leg, leg, &mut dice), twice, once] {
+    let exit = Exit { exit_type: RoutingType(0x1234), address: Vec::new() };
+    let message = build::forward(&Payload::random(&mut dice), &exit, leg, leg, &mut dice).unwrap();
+    for packet in [message, twice, once] {
         let item = PoolItem::Relay { next: NextHop::Host(route.clone()), packet };
         node.db.write(move |tx| pool::insert(tx, &item)).unwrap();
     }
-    // The node has no users, so the mail is undeliverable: but that is found out at its exit.
+    // Nobody knows this exit type, so the message is undeliverable: but that is found out at the exit.
     until("all have ended here", || {
         let counts = counters.snapshot();
         (counts.dropped, counts.undeliverable) == (2, 1)
