@@ -19,10 +19,10 @@ use super::network::Network;
 use crate::crypto::KeyId;
 use crate::crypto::pk::PrivateKey;
 use crate::directory::{Descriptor, DescriptorFields, DirectoryFields, Policy, Status, Voter};
-use crate::net::listen::{ListenConfig, MmtpListener, PacketSink};
+use crate::net::listen::{ListenConfig, MmtpListener, PacketSink, Refused};
 use crate::net::tls::LinkIdentity;
 use crate::packet::build::Hop;
-use crate::packet::{HostName, HostRoute};
+use crate::packet::{HostName, HostRoute, Packet};
 
 /// Longer than anything here takes on a busy machine, shorter than the time limits of a connection.
 pub(super) const PATIENCE: Duration = Duration::from_secs(25);
@@ -104,6 +104,19 @@ pub(super) fn network(home: &Path, mixes: impl IntoIterator<Item = u64>, world: 
     std::fs::write(&file, fields.sign(&server, &mut StdRng::seed_from_u64(1)).unwrap()).unwrap();
     let config = NetworkConfig { directory_key: key_id(0).to_string(), ..NetworkConfig::default() };
     Network::new(config, file, world.clone()).unwrap()
+}
+
+/// A mix that takes everything and keeps nothing.
+pub(super) struct Taking;
+
+impl PacketSink for Taking {
+    async fn store(&self, _: Packet) -> Result<(), Refused> {
+        Ok(())
+    }
+
+    async fn forget(&self, _: Packet) -> Result<(), Refused> {
+        Ok(())
+    }
 }
 
 /// Runs the listener of the mix with this key until `stop`, and gives its port.

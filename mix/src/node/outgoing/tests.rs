@@ -13,7 +13,7 @@ use crate::net::connect::ConnectConfig;
 use crate::net::listen::{PacketSink, Refused};
 use crate::net::resolve::{ResolveConfig, Resolver};
 use crate::node::retry::{RetrySchedule, RetryStep};
-use crate::node::testing::{PATIENCE, key_id, listening, observed};
+use crate::node::testing::{PATIENCE, Taking, key_id, listening, observed};
 use crate::packet::{HostName, HostRoute, PACKET_LEN, Packet};
 use crate::store::queue::pool::{self, PoolItem};
 use crate::store::{NODE_SCHEMAS, Tx};
@@ -120,19 +120,6 @@ impl Bench {
             }
         };
         assert!(timeout(PATIENCE, poll).await.is_ok(), "never: {what}; {:?}", self.counts());
-    }
-}
-
-/// A mix that takes everything and keeps nothing.
-struct Taking;
-
-impl PacketSink for Taking {
-    async fn store(&self, _: Packet) -> Result<(), Refused> {
-        Ok(())
-    }
-
-    async fn forget(&self, _: Packet) -> Result<(), Refused> {
-        Ok(())
     }
 }
 

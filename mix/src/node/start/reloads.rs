@@ -11,10 +11,9 @@ use super::*;
 use crate::deliver::mbox::NotDelivered;
 use crate::net::addresses::Access;
 use crate::net::connect::{ConnectConfig, Outcome, Unit, deliver};
-use crate::net::listen::{PacketSink, Refused};
 use crate::node::config::DummiesConfig;
 use crate::node::retry::{RetrySchedule, RetryStep};
-use crate::node::testing::{PATIENCE, hop, listening, network, noon_world};
+use crate::node::testing::{PATIENCE, Taking, hop, listening, network, noon_world};
 use crate::packet::{HostRoute, NextHop, PACKET_LEN, Packet, Payload, RoutingType};
 use crate::store::queue::exit;
 use crate::store::queue::pool::{self, PoolItem};
@@ -121,19 +120,6 @@ async fn limits_that_are_lowered_hold_for_newcomers() {
     story.reload(|config| config.incoming.max_connections_per_address = 3);
     assert!(is_let_in(address).await);
     story.end().await;
-}
-
-/// A mix that takes everything.
-struct Taking;
-
-impl PacketSink for Taking {
-    async fn store(&self, _: Packet) -> Result<(), Refused> {
-        Ok(())
-    }
-
-    async fn forget(&self, _: Packet) -> Result<(), Refused> {
-        Ok(())
-    }
 }
 
 #[tokio::test]

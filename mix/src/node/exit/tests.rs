@@ -1,0 +1,489 @@
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+use super::*;
+use crate::deliver::mail::MailConfig;
+use crate::deliver::smtp::SmtpExitConfig;
+use crate::node::retry::RetryStep;
+use crate::packet::build::Exit;
+use crate::packet::{Handle, Payload};
+use crate::payload::compress::compress;
+use crate::payload::{Capacity, encode};
+use crate::store::NODE_SCHEMAS;
+use crate::store::queue::pool::{self, PoolItem};
+
+/// What the mailbox of `frida` got, each with its delivery key.
+#[derive(Default)]
+struct Recorder(Mutex<Vec<(Digest, Arrival)>>);
+
+impl LocalMailboxes<Arrival> for Recorder {
+    fn deliver(&self, name: &str, key: &Digest, arrival: &Arrival) -> Result<(), NotDelivered> {
+        if name != "frida" {
+            return Err(NotDelivered::UnknownName);
+        }
+        self.0.lock().unwrap().push((*key, arrival.clone()));
+        Ok(())
+    }
+}
+
+impl Recorder {
+    fn messages(&self) -> Vec<Vec<u8>> {
+        let arrived = self.0.lock().unwrap();
+        let message = |arrival: &Arrival| match arrival {
+            Arrival::Message(message) => message.clone(),
+            Arrival::Payload { .. } => panic!("a payload"),
+        };
+        arrived.iter().map(|(_, arrival)| message(arrival)).collect()
+    }
+}
+
+struct Exited {
+    service: ExitService,
+    mailbox: Arc<Recorder>,
+    _home: tempfile::TempDir,
+}
+
+fn ways(mailboxes: Arc<dyn LocalMailboxes<Arrival>>, max_size: u64) -> watch::Receiver<Ways> {
+    let fragments = FragmentsConfig { enabled: true, max_size: 200_000, ..FragmentsConfig::default() };
+    let mbox = Some(Arc::new(MboxWay { mailboxes, max_size }));
+    watch::channel(Ways { smtp: None, smtp_retry: RetrySchedule::new(Vec::new()), mbox, fragments }).1
+}
+
+fn exit() -> Exited {
+    let home = tempfile::tempdir().unwrap();
+    let mailbox = Arc::new(Recorder::default());
+    let service = ExitService {
+        db: Db::open(&home.path().join("node/node.db"), &NODE_SCHEMAS).unwrap(),
+        bell: watch::Sender::default(),
+        counters: Counters::default(),
+        world: World::real(),
+        even: Even::set(SystemTime::now()),
+        stop: CancellationToken::new(),
+        ways: ways(mailbox.clone(), 100_000),
+        server: Arc::default(),
+        some_ready: Arc::default(),
+    };
+    Exited { service, mailbox, _home: home }
+}
+
+impl Exited {
+    fn queue(&self, exit_type: RoutingType, name: &str, message: &[u8]) {
+        let (name, compressed) = (name.as_bytes().to_vec(), compress(message));
+        let queued = move |tx: &Tx<'_>| queue::insert_message(tx, exit_type, &name, &compressed);
+        self.service.db.write(queued).unwrap();
+    }
+
+    fn queue_payload(&self, exit_type: RoutingType, handle: Option<Handle>, payload: Payload) {
+        let item = PoolItem::Deliver { exit_type, address: Vec::new(), handle, payload };
+        let step = move |tx: &Tx<'_>| {
+            let id = pool::insert(tx, &item)?;
+            pool::release(tx, &[id], None)
+        };
+        self.service.db.write(step).unwrap();
+    }
+
+    fn due(&self) -> Vec<ExitItem> {
+        let now = self.service.world.now();
+        self.service.db.read(|view| queue::due(view, now, 1000)).unwrap()
+    }
+
+    async fn deliver_all(&self) {
+        while !self.due().is_empty() {
+            self.service.deliver_all(self.due()).await;
+            self.service.reassemble_ready().await;
+        }
+    }
+}
+
+/// How the mail server of a test behaves. It counts who connects.
+#[derive(Clone, Copy, PartialEq)]
+enum Server {
+    /// Takes connections and says nothing.
+    Hangs,
+    /// Says nothing any more where the mail itself is to come.
+    HangsInData,
+    /// Says that it has too much to do.
+    Busy,
+    /// Takes all mail, but that for `grey`, whom it refuses for now.
+    Takes,
+}
+
+impl Server {
+    async fn serve(self, stream: tokio::net::TcpStream) -> std::io::Result<()> {
+        let mut stream = BufReader::new(stream);
+        let greeting = match self {
+            Self::Hangs => return std::future::pending().await,
+            Self::Busy => "421 too busy",
+            Self::HangsInData | Self::Takes => "220 hello",
+        };
+        stream.write_all(format!("{greeting}\r\n").as_bytes()).await?;
+        let (mut line, mut in_data) = (String::new(), false);
+        while stream.read_line(&mut line).await? > 0 {
+            let answer = match line.split_ascii_whitespace().next().unwrap_or_default() {
+                "." => "250 taken",
+                _ if in_data => "",
+                "DATA" => "354 go on",
+                "RCPT" if line.contains("grey") => "450 later",
+                _ => "250 ok",
+            };
+            in_data = (in_data || line.starts_with("DATA")) && !line.starts_with(".\r");
+            if self == Self::HangsInData && answer == "250 taken" {
+                return std::future::pending().await;
+            }
+            if !answer.is_empty() {
+                stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
+            }
+            line.clear();
+        }
+        Ok(())
+    }
+}
+
+/// An exit whose mail server is at hand, and how often that was called.
+async fn exit_to(server: Server) -> (Exited, Arc<AtomicUsize>) {
+    let mut exited = exit();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(server.serve(stream));
+        }
+    });
+    let mut way = smtp_way(1000, 0);
+    let hour = Duration::from_secs(3600);
+    way.retry = RetrySchedule::new(vec![RetryStep { every: hour, during: 3 * hour }]);
+    let config = SmtpExitConfig { port, ..SmtpExitConfig::default() };
+    way.server = SmtpExit::new(&config, way.writer.return_address()).unwrap();
+    let ways = exited.service.ways.borrow().clone();
+    exited.service.ways = watch::channel(Ways { smtp: Some(Arc::new(way)), ..ways }).1;
+    (exited, calls)
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let poll = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(crate::node::testing::PATIENCE, poll).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+impl Exited {
+    fn attempts(&self) -> Vec<u32> {
+        let all = SystemTime::now() + Duration::from_secs(30 * 24 * 3600);
+        let due = self.service.db.read(|view| queue::due(view, all, 1000)).unwrap();
+        due.iter().map(|item| item.attempts).collect()
+    }
+
+    fn ring(&self) {
+        self.service.bell.send_replace(());
+    }
+}
+
+#[tokio::test]
+async fn stop_does_not_wait_for_a_mail_server_that_has_been_given_nothing() {
+    let (exited, calls) = exit_to(Server::Hangs).await;
+    exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    let service = tokio::spawn(exited.service.clone().run());
+    until("a call at the mail server", || calls.load(Ordering::Relaxed) > 0).await;
+    exited.service.stop.cancel();
+    tokio::time::timeout(Duration::from_secs(10), service).await.expect("at once").unwrap();
+    assert_eq!(exited.attempts(), [0], "it is tried again, as if it had not been");
+}
+
+#[tokio::test]
+async fn mail_that_is_being_handed_over_at_the_stop_is_waited_for() {
+    let (exited, _) = exit_to(Server::HangsInData).await;
+    exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    let (due, service) = (exited.due(), exited.service.clone());
+    let delivery = tokio::spawn(async move { service.deliver_all(due).await });
+    // Long enough for it to be at the mail, and of no consequence if not.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    exited.service.stop.cancel();
+    let ended = tokio::time::timeout(GRACE / 10, delivery).await;
+    assert!(ended.is_err(), "its answer may come");
+}
+
+#[tokio::test]
+async fn mail_server_that_hangs_holds_up_mail_alone() {
+    let (exited, calls) = exit_to(Server::Hangs).await;
+    for _ in 0..3 * LOAD {
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    }
+    exited.queue(RoutingType::MBOX, "frida", b"\ntext");
+    let service = tokio::spawn(exited.service.clone().run());
+    until("a call at the mail server", || calls.load(Ordering::Relaxed) > 0).await;
+    until("mail for frida", || exited.mailbox.messages().len() == 1).await;
+    exited.queue(RoutingType::MBOX, "frida", b"\nmore");
+    exited.ring();
+    until("more mail for frida", || exited.mailbox.messages().len() == 2).await;
+    exited.service.stop.cancel();
+    service.await.unwrap();
+}
+
+#[tokio::test]
+async fn mail_server_that_is_away_puts_off_all_mail_and_no_other() {
+    let (exited, calls) = exit_to(Server::Busy).await;
+    for _ in 0..3 * LOAD {
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    }
+    let service = tokio::spawn(exited.service.clone().run());
+    until("one failure for all", || exited.attempts().iter().all(|attempts| *attempts == 1)).await;
+    let before = calls.load(Ordering::Relaxed);
+    assert!(before <= DELIVERIES, "{before}");
+    exited.queue(RoutingType::SMTP, "bob@example.org", b"\nlater");
+    exited.queue(RoutingType::MBOX, "frida", b"\ntext");
+    exited.ring();
+    until("mail for frida", || exited.mailbox.messages().len() == 1).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(calls.load(Ordering::Relaxed), before, "what comes later waits with the others");
+    exited.service.stop.cancel();
+    service.await.unwrap();
+}
+
+#[tokio::test]
+async fn mail_that_waits_for_a_server_is_tried_at_once_when_it_is_another_and_no_sooner() {
+    let (mut exited, calls) = exit_to(Server::Busy).await;
+    let (change, ways) = watch::channel(exited.service.ways.borrow().clone());
+    exited.service.ways = ways;
+    exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    let service = tokio::spawn(exited.service.clone().run());
+    until("a failure", || exited.attempts() == [1]).await;
+    let before = calls.load(Ordering::Relaxed);
+    change.send_modify(|ways| ways.smtp_retry = RetrySchedule::every_minute_for_a_day());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(calls.load(Ordering::Relaxed), before, "it is the same server");
+    let (other, _) = exit_to(Server::Takes).await;
+    change.send_modify(|ways| ways.smtp.clone_from(&other.service.ways.borrow().smtp));
+    until("mail for bob", || exited.service.counters.snapshot().delivered == 1).await;
+    exited.service.stop.cancel();
+    service.await.unwrap();
+}
+
+#[tokio::test]
+async fn what_comes_while_its_delivery_is_off_waits_until_it_is_on() {
+    let (mut exited, _) = exit_to(Server::Takes).await;
+    let on = exited.service.ways.borrow().clone();
+    let fragments = FragmentsConfig { enabled: false, ..on.fragments.clone() };
+    let smtp_retry = on.smtp.as_ref().unwrap().retry.clone();
+    exited.service.ways = watch::channel(Ways { smtp: None, smtp_retry, mbox: None, fragments }).1;
+    exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    exited.queue(RoutingType::MBOX, "frida", b"\ntext");
+    exited.queue_payload(RoutingType::FRAGMENT, None, Payload::random(&mut exited.service.world.dice()));
+    exited.deliver_all().await;
+    assert_eq!(exited.attempts(), [1, 1, 1]);
+    assert_eq!(exited.service.counters.snapshot().undeliverable, 0);
+    exited.service.ways = watch::channel(on).1;
+    let later = SystemTime::now() + Duration::from_secs(2 * 3600);
+    let due = exited.service.db.read(|view| queue::due(view, later, 10)).unwrap();
+    exited.service.deliver_all(due).await;
+    let counts = exited.service.counters.snapshot();
+    assert_eq!((counts.delivered, counts.undeliverable), (2, 1), "the noise was no fragment");
+}
+
+#[tokio::test]
+async fn strangers_fill_no_disk_with_what_there_is_no_way_for() {
+    let (mut exited, _) = exit_to(Server::Takes).await;
+    let on = exited.service.ways.borrow().clone();
+    let (fragments, smtp_retry) = (on.fragments.clone(), on.smtp.as_ref().unwrap().retry.clone());
+    exited.service.ways = watch::channel(Ways { smtp: None, smtp_retry, mbox: None, fragments }).1;
+    for _ in 0..WAITING + 7 {
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+        exited.queue(RoutingType::MBOX, "frida", b"\ntext");
+    }
+    let later = SystemTime::now() + Duration::from_secs(2 * 3600);
+    for item in exited.service.db.read(|view| queue::due(view, later, 1000)).unwrap() {
+        exited.service.deliver(item).await;
+    }
+    let left = |exit_type| exited.service.db.read(|view| queue::count_of(view, exit_type, 1000)).unwrap();
+    assert_eq!((left(RoutingType::SMTP), left(RoutingType::MBOX)), (WAITING, WAITING));
+    assert_eq!(exited.service.counters.snapshot().undeliverable, 14);
+}
+
+#[tokio::test]
+async fn recipient_who_is_refused_for_now_puts_off_nobody_else() {
+    let (exited, _) = exit_to(Server::Takes).await;
+    exited.queue(RoutingType::SMTP, "grey@example.org", b"\ntext");
+    let service = tokio::spawn(exited.service.clone().run());
+    until("a failure", || exited.attempts() == [1]).await;
+    exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    exited.ring();
+    until("mail for bob", || exited.service.counters.snapshot().delivered == 1).await;
+    exited.service.stop.cancel();
+    service.await.unwrap();
+    assert_eq!(exited.attempts(), [1]);
+}
+
+#[tokio::test]
+async fn same_text_sent_twice_arrives_twice_under_two_keys() {
+    let exited = exit();
+    exited.queue(RoutingType::MBOX, "frida", b"\nsame");
+    exited.queue(RoutingType::MBOX, "frida", b"\nsame");
+    exited.deliver_all().await;
+    let arrived = exited.mailbox.0.lock().unwrap();
+    assert_eq!(arrived.len(), 2);
+    assert_ne!(arrived[0].0, arrived[1].0, "the second would be taken for the first, tried again");
+}
+
+#[tokio::test]
+async fn delivery_tried_again_has_the_key_of_the_first_try() {
+    let exited = exit();
+    exited.queue(RoutingType::MBOX, "frida", b"\ntext");
+    let due = || exited.due().remove(0);
+    assert_eq!(delivery_key(&due()), delivery_key(&due()));
+}
+
+#[tokio::test]
+async fn message_for_nobody_is_dropped_and_counted() {
+    let exited = exit();
+    exited.queue(RoutingType::MBOX, "nobody", b"\ntext");
+    exited.queue(RoutingType::SMTP, "frida@example.org", b"\nno mail server is configured");
+    exited.queue(RoutingType(0x1234), "frida", b"\nno such exit type");
+    exited.deliver_all().await;
+    assert_eq!(exited.service.counters.snapshot().undeliverable, 3);
+    assert_eq!(exited.mailbox.messages(), Vec::<Vec<u8>>::new());
+}
+
+#[tokio::test]
+async fn message_larger_than_the_mailbox_takes_is_dropped() {
+    let exited = exit();
+    exited.queue(RoutingType::MBOX, "frida", &[b'a'; 100_001]);
+    exited.queue(RoutingType::MBOX, "frida", &[b'a'; 100_000]);
+    exited.deliver_all().await;
+    assert_eq!(exited.mailbox.messages(), vec![vec![b'a'; 100_000]]);
+    assert_eq!(exited.service.counters.snapshot().undeliverable, 1);
+}
+
+#[tokio::test]
+async fn fragments_in_any_order_become_one_message() {
+    let exited = exit();
+    let mut dice = exited.service.world.dice();
+    let noise = Payload::random(&mut dice);
+    let message = [b"\n", &noise.as_bytes()[..], &noise.as_bytes()[..], b"end"].concat();
+    let frida = Exit { exit_type: RoutingType::MBOX, address: b"frida".to_vec() };
+    let payloads = encode::encode(&message, Capacity::Plain, Some(&frida), &mut dice).unwrap();
+    assert!(payloads.len() > 2);
+    for payload in payloads.into_iter().rev() {
+        exited.queue_payload(RoutingType::FRAGMENT, None, payload.into_payload().unwrap());
+    }
+    exited.deliver_all().await;
+    assert_eq!(exited.mailbox.messages(), vec![message]);
+}
+
+/// A message of noise of so many octets as fragments, and what is left of the exit queue when they are delivered.
+async fn fragmented(exited: &Exited, len: usize) -> Vec<Vec<u8>> {
+    let mut dice = exited.service.world.dice();
+    let mut message = vec![b'\n'; len];
+    dice.fill_bytes(&mut message[1..]);
+    let frida = Exit { exit_type: RoutingType::MBOX, address: b"frida".to_vec() };
+    for payload in encode::encode(&message, Capacity::Plain, Some(&frida), &mut dice).unwrap() {
+        exited.queue_payload(RoutingType::FRAGMENT, None, payload.into_payload().unwrap());
+    }
+    exited.deliver_all().await;
+    exited.mailbox.messages()
+}
+
+#[tokio::test]
+async fn exit_puts_together_as_many_fragments_as_its_descriptor_says() {
+    let mut exited = exit();
+    exited.service.ways = ways(exited.mailbox.clone(), 1 << 20);
+    // The limit of 200,000 octets is seven blocks, cut as eight: eleven fragments, and so is what is a little longer.
+    assert_eq!(fragmented(&exited, 220_000).await.len(), 1);
+    assert_eq!(fragmented(&exited, 230_000).await.len(), 1, "sixteen blocks: beyond what the descriptor says");
+}
+
+#[tokio::test]
+async fn payload_that_is_no_fragment_is_dropped_where_fragments_are_expected() {
+    let exited = exit();
+    let payload = Payload::random(&mut exited.service.world.dice());
+    exited.queue_payload(RoutingType::FRAGMENT, None, payload);
+    exited.deliver_all().await;
+    assert_eq!(exited.service.counters.snapshot().undeliverable, 1);
+}
+
+fn smtp_way(max_size: u64, inflate_max: u64) -> SmtpWay {
+    let mail = MailConfig { return_address: Mailbox::parse("nobody@exit.example").ok(), ..MailConfig::default() };
+    let writer = MailWriter::new(mail).unwrap();
+    let server = SmtpExit::new(&SmtpExitConfig::default(), writer.return_address()).unwrap();
+    let message_ids = MessageIds(Arc::new(Secret::new([7; DIGEST_LEN])));
+    SmtpWay { writer, server, max_size, inflate_max, retry: RetrySchedule::new(Vec::new()), message_ids }
+}
+
+fn written(way: &SmtpWay, len: usize) -> Option<String> {
+    let message = [b"\n".to_vec(), b"aaaaaaaa\n".repeat(len / 9)].concat();
+    let to = Mailbox::parse("bob@example.org").unwrap();
+    let world = World::real();
+    let mail = write_mail(way, &to, Queued::Message(compress(&message)), world.now(), &mut world.dice())?;
+    Some(String::from_utf8(mail).unwrap())
+}
+
+#[tokio::test]
+async fn mail_handed_over_twice_has_one_message_id_and_another_mail_has_another() {
+    let exited = exit();
+    exited.queue(RoutingType::SMTP, "bob@example.org", b"\nsame");
+    exited.queue(RoutingType::SMTP, "bob@example.org", b"\nsame");
+    let (way, now) = (smtp_way(1000, 0), exited.service.world.now());
+    let ids = || {
+        let written = |item: ExitItem| {
+            let to = Mailbox::parse("bob@example.org").unwrap();
+            let mut dice = way.message_ids.dice(&delivery_key(&item));
+            String::from_utf8(write_mail(&way, &to, item.content, now, &mut dice).unwrap()).unwrap()
+        };
+        let id = |mail: String| mail.lines().find(|line| line.starts_with("Message-ID:")).map(str::to_owned).unwrap();
+        exited.due().into_iter().map(written).map(id).collect::<Vec<_>>()
+    };
+    let first = ids();
+    assert_eq!(first, ids());
+    assert_ne!(first[0], first[1]);
+}
+
+#[test]
+fn overcompressed_message_is_text_up_to_the_limit_and_armour_beyond() {
+    let way = smtp_way(1 << 20, 100_000);
+    assert!(written(&way, 90_000).unwrap().contains("\r\naaaaaaaa\r\n"));
+    assert!(written(&way, 110_000).unwrap().contains("Message-type: overcompressed"));
+}
+
+#[test]
+fn message_larger_than_the_exit_takes_is_dropped() {
+    let way = smtp_way(100_000, u64::MAX);
+    assert!(written(&way, 100_000).is_some());
+    assert_eq!(written(&way, 110_000), None);
+    assert_eq!(written(&way, 30_000_000), None);
+}
+
+#[tokio::test]
+async fn what_cannot_be_delivered_now_is_postponed_and_given_up_at_the_end_of_the_schedule() {
+    /// A mailbox whose disk is full.
+    struct Full;
+    impl LocalMailboxes<Arrival> for Full {
+        fn deliver(&self, _: &str, _: &Digest, _: &Arrival) -> Result<(), NotDelivered> {
+            Err(NotDelivered::Unavailable("full".into()))
+        }
+    }
+    let Exited { mut service, _home, .. } = exit();
+    service.ways = ways(Arc::new(Full), 1000);
+    let began = service.world.now();
+    service.db.write(|tx| queue::insert_message(tx, RoutingType::MBOX, b"frida", &compress(b"\ntext"))).unwrap();
+    let due_at = |service: &ExitService, now| service.db.read(|view| queue::due(view, now, 10)).unwrap();
+    service.deliver_all(due_at(&service, began)).await;
+    assert!(due_at(&service, began + Duration::from_secs(30)).is_empty(), "postponed for a minute");
+    let jumped = began + Duration::from_secs(48 * 3600);
+    service.world = World::new(move || jumped, || World::real().dice());
+    service.deliver_all(due_at(&service, jumped)).await;
+    assert_eq!(service.db.read(queue::count).unwrap(), 1, "a clock that jumps two days loses nothing");
+    // Once a minute for a day: 1440 tries after the first. Two have failed; after 1437 more, the last but one is due.
+    let later = jumped + Duration::from_secs(60);
+    let id = due_at(&service, later)[0].id;
+    service.db.write(move |tx| (3..24 * 60).try_for_each(|_| queue::postpone(tx, id, later))).unwrap();
+    service.deliver_all(due_at(&service, later)).await;
+    assert_eq!(service.counters.snapshot().undeliverable, 0);
+    service.deliver_all(due_at(&service, later + Duration::from_secs(60))).await;
+    assert_eq!(service.counters.snapshot().undeliverable, 1);
+    assert_eq!(service.db.read(queue::count).unwrap(), 0);
+}
