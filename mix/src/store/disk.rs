@@ -1,10 +1,14 @@
-//! How much room the disk has. `db` says when there is none left; here one can ask before.
+//! What the stores ask of the file system beside SQLite: how much room there is, octets of a file, and what became of a
+//! call. `db` says when there is no room left; here one can ask before.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::Path;
+use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
+
+use super::db::StoreError;
 
 /// Octets that whoever runs this process may still write to the file system of `folder`.
 ///
@@ -15,16 +19,24 @@ pub fn free_space(folder: &Path) -> io::Result<u64> {
     Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
+/// What the system says about a file beside the database.
+pub(super) fn failed(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    |source| match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::Full,
+        _ => StoreError::File { path: path.to_owned(), source: Arc::new(source) },
+    }
+}
+
 /// The octets of `file` from `offset` on, `len` of them. The buffer is not filled with zeros before.
 ///
 /// # Errors
-/// What the system says; [`io::ErrorKind::UnexpectedEof`] when there are fewer.
+/// What the system says; [`ErrorKind::UnexpectedEof`] when there are fewer.
 pub(super) fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
     let mut octets = Vec::with_capacity(len);
     while octets.len() < len {
         let so_far = octets.len() as u64;
         match rustix::io::pread(file, spare_capacity(&mut octets), offset.saturating_add(so_far)) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e.into()),
         }
@@ -43,7 +55,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert!(free_space(folder.path()).unwrap() > 0);
         let missing = free_space(&folder.path().join("missing")).unwrap_err();
-        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
     }
 
     #[test]
@@ -52,6 +64,14 @@ mod tests {
         io::Write::write_all(&mut file, b"0123456789").unwrap();
         assert_eq!(read_at(&file, 3, 4).unwrap(), b"3456");
         assert_eq!(read_at(&file, 10, 0).unwrap(), b"");
-        assert_eq!(read_at(&file, 7, 4).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(read_at(&file, 7, 4).unwrap_err().kind(), ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn full_disk_is_called_so() {
+        let full = failed(Path::new("run"))(ErrorKind::StorageFull.into());
+        assert!(matches!(full, StoreError::Full), "{full:?}");
+        let other = failed(Path::new("run"))(ErrorKind::PermissionDenied.into());
+        assert!(matches!(&other, StoreError::File { path, .. } if path == Path::new("run")), "{other:?}");
     }
 }

@@ -14,9 +14,11 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::db::StoreError;
 use super::disk;
 
 /// Octets in a slot: a packet (minion-spec 3.2). What is shorter is filled up with zeros.
@@ -39,6 +41,7 @@ impl Slot {
 /// The file, as readers see it.
 #[derive(Debug)]
 pub(super) struct SlotFile {
+    path: PathBuf,
     file: File,
     /// Slots that the writer has counted as free.
     free: AtomicU64,
@@ -67,6 +70,16 @@ impl SlotFile {
         let era = eras.now;
         *eras.reads.entry(era).or_default() += 1;
         Reading { file: self, era }
+    }
+
+    /// What the system says of it, as an error of the store.
+    pub(super) fn failed(&self) -> impl FnOnce(io::Error) -> StoreError {
+        |source| match source.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                StoreError::Corrupt { what: "a slot beyond the end of the file of packets" }
+            }
+            _ => disk::failed(&self.path)(source),
+        }
     }
 
     /// Slots that nobody has, as of the last commit.
@@ -135,17 +148,17 @@ pub(super) struct Mark {
 }
 
 impl Slots {
-    /// The slots in `file`, of which these are in use.
+    /// The slots in `file`, which lies at `path`, of which these are in use.
     ///
     /// # Errors
-    /// What the system says; [`io::ErrorKind::UnexpectedEof`] when the file ends before a slot that is in use.
-    pub(super) fn open(file: File, used: &HashSet<Slot>) -> io::Result<Self> {
-        let len = i64::try_from(file.metadata()?.len().div_ceil(SLOT_LEN as u64)).unwrap_or(i64::MAX);
-        let end = used.iter().max().map_or(0, |last| last.0.saturating_add(1));
-        if end > len || used.iter().any(|slot| slot.0 < 0) {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+    /// [`StoreError::Corrupt`] when the file ends before a slot that is in use; what the system says.
+    pub(super) fn open(path: PathBuf, file: File, used: &HashSet<Slot>) -> Result<Self, StoreError> {
+        let octets = file.metadata().map_err(disk::failed(&path))?.len();
+        let len = i64::try_from(octets.div_ceil(SLOT_LEN as u64)).unwrap_or(i64::MAX);
+        let file = Arc::new(SlotFile { path, file, free: AtomicU64::new(0), eras: Mutex::default() });
+        if used.iter().any(|slot| !(0..len).contains(&slot.0)) {
+            return Err(file.failed()(io::ErrorKind::UnexpectedEof.into()));
         }
-        let file = Arc::new(SlotFile { file, free: AtomicU64::new(0), eras: Mutex::default() });
         // Whether they were overwritten before the last stop is not known.
         let stale = (0..len).map(Slot).filter(|slot| !used.contains(slot)).map(|slot| (0, slot)).collect();
         let slots = Self {
@@ -329,9 +342,9 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::store::Db;
     use crate::store::db::{Schema, Tx, View, params};
     use crate::store::testing::{as_after_a_kill, fresh, reopened};
-    use crate::store::{Db, StoreError};
 
     const CRATES: [Schema; 1] = [Schema {
         name: "crates",
@@ -511,7 +524,7 @@ mod tests {
 
     #[test]
     fn slot_that_somebody_still_reads_is_not_overwritten() {
-        let mut slots = Slots::open(tempfile::tempfile().unwrap(), &HashSet::new()).unwrap();
+        let mut slots = Slots::open(PathBuf::new(), tempfile::tempfile().unwrap(), &HashSet::new()).unwrap();
         let slot = slots.put(&[7; SLOT_LEN]).unwrap();
         slots.committed();
         let file = Arc::clone(slots.file());

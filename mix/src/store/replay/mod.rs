@@ -26,6 +26,7 @@ use self::run::{Folder, Registered, Run, RunId};
 use self::shelf::Shelf;
 use self::upkeep::{Bell, Table, Upkeep};
 use super::db::{Db, Schema, StoreError, Tx, View, held, params};
+use super::disk::failed;
 use crate::crypto::Digest;
 use crate::packet::unwrap::{self, Novelty};
 
@@ -130,7 +131,7 @@ impl ReplayLog {
             log.bell.ring();
             thread::Builder::new().name("replay-upkeep".to_owned()).spawn(move || upkeep::run(&log))
         });
-        let thread = thread.transpose().map_err(run::failed(db.path()))?;
+        let thread = thread.transpose().map_err(failed(db.path()))?;
         Ok(Self { handle: Arc::new(Handle { log, thread: Mutex::new(thread) }), claims: Claims::default() })
     }
 

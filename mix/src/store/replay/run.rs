@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use super::filter::{BLOCK_LEN, Filter};
 use crate::crypto::{DIGEST_LEN, Digest, sha1};
 use crate::store::db::{StoreError, private_folder};
+use crate::store::disk::failed;
 
 /// A run. It is called so in the database and in the folder, and no number comes twice while the log is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,14 +56,6 @@ pub(super) const UNSORTED: StoreError = damaged("a run of the replay log is out 
 
 const fn damaged(what: &'static str) -> StoreError {
     StoreError::Corrupt { what }
-}
-
-/// What the system says about a file of the log.
-pub(super) fn failed(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    |source| match source.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => StoreError::Full,
-        _ => StoreError::File { path: path.to_owned(), source },
-    }
 }
 
 /// The folder of the runs, beside the database: `node.replay` for `node.db`. One log at a time has it.

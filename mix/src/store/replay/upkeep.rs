@@ -16,7 +16,7 @@ use super::run::{Folder, Run, RunId, Writer};
 use super::{Log, Plan, merge, rows};
 use crate::crypto::Digest;
 use crate::store::db::{StoreError, Tx, held, params, sql_limit};
-use crate::store::disk::free_space;
+use crate::store::disk::{failed, free_space};
 
 /// Of what is free on the disk, the part that a merge may take: the packets need room too.
 const SHARE_OF_FREE: u64 = 2;
@@ -300,7 +300,7 @@ fn merge(log: &Arc<Log>, upkeep: &mut Upkeep, packet_key: Digest, inputs: Vec<Ar
     let (id, folder) = (upkeep.next_id(), upkeep.folder()?);
     let entries = inputs.iter().map(|run| run.len()).sum::<u64>();
     let needed = entries.saturating_mul(crate::crypto::DIGEST_LEN as u64);
-    let free = free_space(folder.path()).map_err(super::run::failed(folder.path()))?;
+    let free = free_space(folder.path()).map_err(failed(folder.path()))?;
     if needed > free / SHARE_OF_FREE {
         return Err(StoreError::Full);
     }

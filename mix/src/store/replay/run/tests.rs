@@ -150,14 +150,6 @@ fn file_that_is_there_is_not_written_over() {
     assert_eq!(fs::read(folder.place(RunId(1))).unwrap(), b"there");
 }
 
-#[test]
-fn full_disk_is_called_so() {
-    let full = failed(Path::new("run"))(ErrorKind::StorageFull.into());
-    assert!(matches!(full, StoreError::Full), "{full:?}");
-    let other = failed(Path::new("run"))(ErrorKind::PermissionDenied.into());
-    assert!(matches!(&other, StoreError::File { path, .. } if path == Path::new("run")), "{other:?}");
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
