@@ -29,9 +29,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// Packets, and how often each passes a mix.
+/// Packets, and how often each passes a mix: so often that who sends and who takes them costs little beside the mixes.
 const PACKETS: usize = 12_000;
-const MIXES: usize = 6;
+const MIXES: usize = 12;
 /// Packets in one connection of the senders: sixteen connections at a time.
 const TOGETHER: usize = PACKETS / 16;
 /// Packets that wait while memory is looked at.
@@ -89,11 +89,11 @@ async fn sink(count: &Arc<Count>, stop: &CancellationToken) -> Hop {
     Hop { packet_key: key.public_key(), route }
 }
 
-/// Builds on all cores: packets on the default path of six, swapped at the third mix, to and fro between the two; what
-/// comes out of the sixth goes to `last`.
+/// Builds on all cores: packets to and fro between the two, swapped half way; what comes out of the last mix goes to
+/// `last`.
 fn packets(first: &Hop, second: &Hop, last: &Hop) -> Vec<Packet> {
     let cores = thread::available_parallelism().unwrap().get();
-    let mixes = [first, second, first, second, first, second, last].map(Clone::clone);
+    let mixes: Vec<_> = [first, second].into_iter().cycle().take(MIXES).chain([last]).cloned().collect();
     let (leg1, leg2) = mixes.split_at(MIXES / 2);
     thread::scope(|scope| {
         let build = |core: usize| {
@@ -112,7 +112,7 @@ fn bare_rsa_rate() -> f64 {
     let mut rng = StdRng::seed_from_u64(1);
     let private = PrivateKey::generate(2048, &mut rng).unwrap();
     let sealed: [u8; 256] = private.public_key().encrypt(&[7; 128], &mut rng).unwrap().try_into().unwrap();
-    let (cores, each) = (thread::available_parallelism().unwrap().get(), 6000);
+    let (cores, each) = (thread::available_parallelism().unwrap().get(), 15_000);
     let began = Instant::now();
     thread::scope(|scope| {
         for _ in 0..cores {

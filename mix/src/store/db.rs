@@ -93,7 +93,7 @@ impl Db {
         install(&mut writer, schemas)?;
         let slots = open_slots(path, &writer, schemas)?;
         let slot_file = slots.as_ref().map(|slots| Arc::clone(slots.file()));
-        let writer = Writer { connection: writer, slots: slots.map(RefCell::new), failing: false };
+        let writer = Writer { connection: writer, slots: slots.map(RefCell::new), failing: false, last_group: 0 };
         let (jobs, queue) = channel();
         let thread = thread::Builder::new()
             .name("store-writer".to_owned())

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
+use std::thread;
 use std::time::Duration;
 
 use tracing::warn;
@@ -17,6 +18,10 @@ use super::{Connection, Slots, StoreError, Tx, View, run};
 
 /// Steps that may share one commit. Bounds how long the first of them waits for the flush: 256 packets are 8 MiB.
 const MAX_GROUP: usize = 256;
+/// After a group of so many steps more are on their way, and the next group waits [`GATHER`] for them: a flush costs as
+/// much for one step as for many. A step that comes alone never waits.
+const GATHERS_AFTER: usize = 8;
+const GATHER: Duration = Duration::from_millis(3);
 /// How long the writer waits for the next step before it overwrites slots that were left. Under load the next packets do.
 const WIPE_AFTER: Duration = Duration::from_secs(1);
 /// Commits after which it overwrites them though steps keep coming.
@@ -33,6 +38,8 @@ pub(super) struct Writer {
     pub(super) slots: Option<RefCell<Slots>>,
     /// Slots could not be overwritten the last time.
     pub(super) failing: bool,
+    /// Steps that shared the last commit.
+    pub(super) last_group: usize,
 }
 
 /// A step as the writer sees it. Given the reason why it cannot run instead of the connection, it only answers. Says what
@@ -60,7 +67,7 @@ pub(super) fn write_until_closed(mut writer: Writer, queue: &Receiver<Job>, lock
                     next = match job {
                         Job::Step(step) => {
                             commits += 1;
-                            write_group(&writer, step, queue)
+                            write_group(&mut writer, step, queue)
                         }
                         Job::Checkpoint(tell) => {
                             writer.wipe_between_steps(tell, queue);
@@ -90,7 +97,10 @@ pub(super) fn write_until_closed(mut writer: Writer, queue: &Receiver<Job>, lock
 
 /// Runs `first` and the steps that wait behind it in one transaction, then tells their callers. Gives back the job that
 /// ended the group without being a step.
-fn write_group(writer: &Writer, first: Step, queue: &Receiver<Job>) -> Option<Job> {
+fn write_group(writer: &mut Writer, first: Step, queue: &Receiver<Job>) -> Option<Job> {
+    if writer.last_group >= GATHERS_AFTER {
+        thread::sleep(GATHER);
+    }
     if let Err(refused) = begin(&writer.connection) {
         tell(vec![first(Err(refused)).1], None);
         return None;
@@ -100,7 +110,7 @@ fn write_group(writer: &Writer, first: Step, queue: &Receiver<Job>) -> Option<Jo
     let mut other = None;
     let mut failure = None;
     while let Some(step) = next.take() {
-        let (echo, answer) = step(Ok(writer));
+        let (echo, answer) = step(Ok(&*writer));
         answers.push(answer);
         if writer.connection.is_autocommit() {
             // Some failures, a full disk among them, undo the whole transaction and not the step alone.
@@ -118,6 +128,7 @@ fn write_group(writer: &Writer, first: Step, queue: &Receiver<Job>) -> Option<Jo
         let mut slots = slots.borrow_mut();
         if failure.is_some() { slots.abandon() } else { slots.committed() }
     }
+    writer.last_group = answers.len();
     tell(answers, failure);
     other
 }
