@@ -167,6 +167,12 @@ pub fn as_text(octets: &[u8]) -> Option<&str> {
     text.char_indices().all(shown).then_some(text)
 }
 
+/// A mail as [`MailWriter`] writes it, with LF at the end of each line, as files and programs of a machine have it.
+pub fn with_line_feeds(mail: &[u8]) -> Vec<u8> {
+    let end = |at: usize| mail.get(at..).is_some_and(|rest| rest.starts_with(b"\r\n"));
+    mail.iter().enumerate().filter(|(at, _)| !end(*at)).map(|(_, octet)| *octet).collect()
+}
+
 /// Writes the mails of one exit.
 #[derive(Clone, Debug)]
 pub struct MailWriter {

@@ -4,5 +4,6 @@
 //! deliver, and how often to try again, is `crate::node`'s to say.
 
 pub mod mail;
+pub mod maildir;
 pub mod mbox;
 pub mod smtp;

@@ -1,0 +1,353 @@
+//! Puts mails into a Maildir, from which the operator's own programs read them or take them on.
+//!
+//! A mail is whole or it is not there, and it is on disk before anybody hears that it was taken. Its file is named by
+//! whoever delivers it, the same at each try: so a mail that was delivered before a crash is found, and not put there again.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::mail::with_line_feeds;
+use crate::crypto::{DIGEST_LEN, Digest};
+use crate::path::Mailbox;
+
+/// What lies in `tmp` for longer is of a process that was killed, as all programs for Maildirs have it.
+const LEFT_BEHIND: Duration = Duration::from_secs(36 * 3600);
+
+/// Where mail is put.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MaildirConfig {
+    /// The folder that has, or gets, `tmp`, `new` and `cur`.
+    pub path: Option<PathBuf>,
+}
+
+/// Why no mail is put there. Blames the settings, and what the operator has made of the folder.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidMaildir {
+    /// There is no folder to put mail into.
+    #[error("path: none is set")]
+    NoPath,
+    /// Others could put a folder of theirs in its place.
+    #[error("{} has mode {mode:04o}, which lets others than its owner write: chmod go-w it", path.display())]
+    Shared {
+        /// Which folder.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+}
+
+/// Why a mail was not put there. Nothing in it tells who was to have it.
+#[derive(Debug, thiserror::Error)]
+pub enum NotKept {
+    /// The folder is not as it must be.
+    #[error(transparent)]
+    Invalid(#[from] InvalidMaildir),
+    /// The system refuses: no room, no rights, no disk.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The folder where.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// A Maildir.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Maildir {
+    path: PathBuf,
+}
+
+impl Maildir {
+    /// The one that the settings name; looks at nothing yet.
+    ///
+    /// # Errors
+    /// [`InvalidMaildir::NoPath`].
+    pub fn new(config: &MaildirConfig) -> Result<Self, InvalidMaildir> {
+        let path = config.path.clone().filter(|path| path != Path::new("")).ok_or(InvalidMaildir::NoPath)?;
+        Ok(Self { path })
+    }
+
+    /// Makes the folders that are missing.
+    ///
+    /// # Errors
+    /// [`NotKept`]; [`InvalidMaildir::Shared`] in it when others can write into one of them.
+    pub fn prepare(&self) -> Result<(), NotKept> {
+        folder(&self.path)?;
+        ["tmp", "new", "cur"].into_iter().try_for_each(|name| folder(&self.path.join(name)))
+    }
+
+    /// Puts a mail there, as [`dressed`] writes it, and returns when it is on disk. It changes nothing when a mail of this
+    /// name lies there already, read or not.
+    ///
+    /// # Errors
+    /// [`NotKept`].
+    pub fn keep(&self, name: &Digest, mail: &[u8]) -> Result<(), NotKept> {
+        self.prepare()?;
+        let name = name.to_string();
+        let [tmp, new] = ["tmp", "new"].map(|folder| self.path.join(folder));
+        if let Some(folder) = self.find(&name)? {
+            // Whoever put it there may have died before this.
+            return sync(&folder);
+        }
+        let unfinished = tmp.join(&name);
+        let put = write(&unfinished, mail)
+            .map_err(failed(&tmp))
+            .and_then(|()| fs::rename(&unfinished, new.join(&name)).map_err(failed(&new)));
+        if put.is_err() {
+            // It would take room on a disk that may be full.
+            let _ = fs::remove_file(&unfinished);
+        }
+        put?;
+        sync(&new)
+    }
+
+    /// Which folder has the mail of this name. Readers move it from `new` to `cur`, so this is the order to look in; there
+    /// its name goes on with its flags, or with what a server notes of it.
+    fn find(&self, name: &str) -> Result<Option<PathBuf>, NotKept> {
+        let [new, cur] = ["new", "cur"].map(|folder| self.path.join(folder));
+        if new.join(name).try_exists().map_err(failed(&new))? {
+            return Ok(Some(new));
+        }
+        for entry in fs::read_dir(&cur).map_err(failed(&cur))? {
+            let entry = entry.map_err(failed(&cur))?;
+            if entry.file_name().as_encoded_bytes().starts_with(name.as_bytes()) {
+                return Ok(Some(cur));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Removes what processes that were killed have left unfinished. Files of other programs stay.
+    ///
+    /// # Errors
+    /// [`NotKept::File`].
+    pub fn remove_leftovers(&self, now: SystemTime) -> Result<(), NotKept> {
+        let tmp = self.path.join("tmp");
+        let failed = |source| failed(&tmp)(source);
+        for entry in fs::read_dir(&tmp).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let found = entry.metadata().map_err(failed)?;
+            let age = now.duration_since(found.modified().map_err(failed)?).unwrap_or_default();
+            if found.is_file() && age > LEFT_BEHIND && is_a_name(entry.file_name().as_encoded_bytes()) {
+                fs::remove_file(entry.path()).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The mail as it lies on disk: its envelope above it, and lines that end with LF.
+pub fn dressed(from: &Mailbox, to: &Mailbox, mail: &[u8]) -> Vec<u8> {
+    // Not Delivered-To: that says that the mail has arrived, and a mail server to which a program hands it on would refuse
+    // it as one that goes in a circle.
+    let mut dressed = format!("Return-Path: <{from}>\nX-Original-To: {to}\n").into_bytes();
+    dressed.extend(with_line_feeds(mail));
+    dressed
+}
+
+fn is_a_name(name: &[u8]) -> bool {
+    name.len() == 2 * DIGEST_LEN && name.iter().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Makes the folder unless it is there, and sees to it that its owner alone can write.
+fn folder(path: &Path) -> Result<(), NotKept> {
+    match fs::metadata(path) {
+        Ok(found) if !found.is_dir() => Err(failed(path)(ErrorKind::NotADirectory.into())),
+        Ok(found) => {
+            let mode = found.mode() & 0o7777;
+            let shared = || InvalidMaildir::Shared { path: path.to_owned(), mode };
+            if mode & 0o022 == 0 { Ok(()) } else { Err(shared().into()) }
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed(path))?;
+            sync(path.parent().filter(|above| *above != Path::new("")).unwrap_or(Path::new(".")))
+        }
+        Err(e) => Err(failed(path)(e)),
+    }
+}
+
+fn write(path: &Path, octets: &[u8]) -> io::Result<()> {
+    // A process that was killed may have left it. A new file follows no link.
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(octets)?;
+    file.sync_all()
+}
+
+fn sync(folder: &Path) -> Result<(), NotKept> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed(folder))
+}
+
+/// What the system says, with the folder alone: the name of a file is of one mail.
+fn failed(folder: &Path) -> impl Fn(io::Error) -> NotKept {
+    |source| NotKept::File { path: folder.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::crypto::sha1;
+
+    const MAIL: &[u8] = b"Subject: x\r\n\r\none\r\n\r\ntwo\r\n";
+
+    struct Kept {
+        maildir: Maildir,
+        home: tempfile::TempDir,
+    }
+
+    fn maildir() -> Kept {
+        let home = tempfile::tempdir().unwrap();
+        let maildir = Maildir::new(&MaildirConfig { path: Some(home.path().join("mail")) }).unwrap();
+        Kept { maildir, home }
+    }
+
+    impl Kept {
+        fn path(&self, name: &str) -> PathBuf {
+            self.home.path().join("mail").join(name)
+        }
+
+        fn names(&self, folder: &str) -> Vec<String> {
+            let entries = fs::read_dir(self.path(folder)).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        }
+
+        fn count(&self) -> [usize; 3] {
+            ["tmp", "new", "cur"].map(|folder| self.names(folder).len())
+        }
+    }
+
+    fn name(of: &[u8]) -> Digest {
+        sha1(&[of])
+    }
+
+    #[test]
+    fn mail_lies_in_new_with_its_envelope_and_is_its_owners_alone() {
+        let kept = maildir();
+        let (from, to) = (Mailbox::parse("nobody@exit.example").unwrap(), Mailbox::parse("bob@example.org").unwrap());
+        kept.maildir.keep(&name(b"1"), &dressed(&from, &to, MAIL)).unwrap();
+        assert_eq!(kept.count(), [0, 1, 0]);
+        let path = kept.path("new").join(name(b"1").to_string());
+        let text = fs::read_to_string(&path).unwrap();
+        let envelope = "Return-Path: <nobody@exit.example>\nX-Original-To: bob@example.org\n";
+        assert_eq!(text, format!("{envelope}Subject: x\n\none\n\ntwo\n"));
+        assert_eq!(fs::metadata(path).unwrap().mode() & 0o777, 0o600);
+        for folder in ["", "tmp", "new", "cur"] {
+            assert_eq!(fs::metadata(kept.path(folder)).unwrap().mode() & 0o777, 0o700, "{folder}");
+        }
+    }
+
+    #[test]
+    fn mail_that_lies_there_is_not_delivered_twice_and_another_is() {
+        let kept = maildir();
+        kept.maildir.keep(&name(b"1"), MAIL).unwrap();
+        kept.maildir.keep(&name(b"1"), MAIL).unwrap();
+        assert_eq!(kept.count(), [0, 1, 0]);
+        kept.maildir.keep(&name(b"2"), MAIL).unwrap();
+        assert_eq!(kept.count(), [0, 2, 0]);
+    }
+
+    #[test]
+    fn mail_that_a_reader_has_moved_and_flagged_is_not_delivered_twice() {
+        for flags in ["", ":2,", ":2,RS", ",S=27:2,S"] {
+            let kept = maildir();
+            kept.maildir.keep(&name(b"1"), MAIL).unwrap();
+            let read = kept.path("cur").join(format!("{}{flags}", name(b"1")));
+            fs::rename(kept.path("new").join(name(b"1").to_string()), read).unwrap();
+            kept.maildir.keep(&name(b"1"), MAIL).unwrap();
+            assert_eq!(kept.count(), [0, 0, 1], "{flags}");
+        }
+    }
+
+    #[test]
+    fn mail_that_a_killed_process_left_half_is_delivered_whole() {
+        let kept = maildir();
+        kept.maildir.prepare().unwrap();
+        let half = kept.path("tmp").join(name(b"1").to_string());
+        fs::write(&half, b"Subj").unwrap();
+        kept.maildir.keep(&name(b"1"), MAIL).unwrap();
+        assert_eq!(kept.count(), [0, 1, 0]);
+        assert_eq!(fs::read(kept.path("new").join(name(b"1").to_string())).unwrap(), MAIL);
+    }
+
+    #[test]
+    fn old_leftovers_are_removed_and_young_ones_and_those_of_others_stay() {
+        let kept = maildir();
+        kept.maildir.prepare().unwrap();
+        let [mine, other] = [name(b"1").to_string(), "1700000000.M1P2.host".to_owned()];
+        for name in [&mine, &other] {
+            fs::write(kept.path("tmp").join(name), b"Subj").unwrap();
+        }
+        let hours = |hours: u64| SystemTime::now() + Duration::from_secs(hours * 3600);
+        kept.maildir.remove_leftovers(hours(35)).unwrap();
+        assert_eq!(kept.count(), [2, 0, 0]);
+        kept.maildir.remove_leftovers(hours(37)).unwrap();
+        assert_eq!(kept.names("tmp"), [other]);
+    }
+
+    #[test]
+    fn folder_that_others_can_write_is_refused_by_name() {
+        for shared in ["", "tmp", "new", "cur"] {
+            for mode in [0o770, 0o707] {
+                let kept = maildir();
+                kept.maildir.prepare().unwrap();
+                fs::set_permissions(kept.path(shared), Permissions::from_mode(mode)).unwrap();
+                let refused = kept.maildir.keep(&name(b"1"), MAIL).unwrap_err();
+                let is_it = matches!(&refused, NotKept::Invalid(InvalidMaildir::Shared { path, mode: found })
+                    if *path == kept.path(shared) && *found == mode);
+                assert!(is_it, "{shared}: {refused:?}");
+                assert_eq!(kept.count(), [0, 0, 0]);
+            }
+        }
+    }
+
+    #[test]
+    fn maildir_without_a_path_is_refused() {
+        for path in [None, Some(PathBuf::new())] {
+            assert!(matches!(Maildir::new(&MaildirConfig { path }), Err(InvalidMaildir::NoPath)));
+        }
+    }
+
+    #[test]
+    fn what_the_system_refuses_names_the_folder_and_no_mail() {
+        let kept = maildir();
+        kept.maildir.prepare().unwrap();
+        // Not even the superuser writes through a file.
+        fs::remove_dir(kept.path("new")).unwrap();
+        fs::write(kept.path("new"), b"").unwrap();
+        let refused = kept.maildir.keep(&name(b"1"), MAIL).unwrap_err();
+        let is_it = matches!(&refused, NotKept::File { path, source }
+            if *path == kept.path("new") && source.kind() == ErrorKind::NotADirectory);
+        assert!(is_it, "{refused:?}");
+        assert!(!refused.to_string().contains(&name(b"1").to_string()), "{refused}");
+        assert_eq!(kept.names("tmp"), Vec::<String>::new());
+        fs::remove_file(kept.path("new")).unwrap();
+        kept.maildir.keep(&name(b"1"), MAIL).unwrap();
+    }
+
+    #[test]
+    fn mail_that_cannot_be_put_into_new_leaves_nothing_unfinished() {
+        let kept = maildir();
+        kept.maildir.prepare().unwrap();
+        // A folder of its name hinders the unfinished file, as a full disk would.
+        let hindrance = kept.path("tmp").join(name(b"1").to_string());
+        fs::create_dir(&hindrance).unwrap();
+        let refused = kept.maildir.keep(&name(b"1"), MAIL).unwrap_err();
+        assert!(matches!(&refused, NotKept::File { path, .. } if *path == kept.path("tmp")), "{refused:?}");
+        fs::remove_dir(hindrance).unwrap();
+        kept.maildir.keep(&name(b"1"), MAIL).unwrap();
+        assert_eq!(kept.count(), [0, 1, 0]);
+    }
+}
