@@ -7,8 +7,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use mix::deliver::maildir::InvalidMaildir;
+use mix::deliver::sendmail::InvalidSendmail;
 use mix::net::loopback::LoopbackAddress;
 use mix::net::sockets::Inherited;
+use mix::node::config::Way;
 use mix::node::directory::DirectoryError;
 use mix::node::keys::KeyError;
 use mix::node::network::InvalidNetwork;
@@ -127,6 +130,29 @@ async fn settings_of_the_node_are_refused_by_name() {
     });
     let server = server.await;
     assert!(node(&server.0, |e| matches!(e, NodeError::Smtp(_))) && server.1, "{server:?}");
+    let exit_by = |way: Way, change: fn(&mut Config)| {
+        refused(move |config| {
+            config.node.smtp.enabled = true;
+            config.node.smtp.mail.return_address = Mailbox::parse("nobody@exit.example").ok();
+            config.node.smtp.way = way;
+            change(config);
+        })
+    };
+    let program = exit_by(Way::Sendmail, |config| config.node.smtp.sendmail.command.clear()).await;
+    let no_program = |e: &NodeError| matches!(e, NodeError::Sendmail(InvalidSendmail::NoProgram));
+    assert!(node(&program.0, no_program) && program.1, "{program:?}");
+    let folder = exit_by(Way::Maildir, |config| config.node.smtp.maildir.path = None).await;
+    let no_path = |e: &NodeError| matches!(e, NodeError::Maildir(InvalidMaildir::NoPath));
+    assert!(node(&folder.0, no_path) && folder.1, "{folder:?}");
+    let open = exit_by(Way::Maildir, |config| {
+        let path = config.node.home.with_file_name("mail");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o770)).unwrap();
+        config.node.smtp.maildir.path = Some(path);
+    });
+    let open = open.await;
+    let shared = |e: &NodeError| matches!(e, NodeError::Maildir(InvalidMaildir::Shared { mode: 0o770, .. }));
+    assert!(node(&open.0, shared) && open.1, "{open:?}");
     let nobody = refused(|config| config.gateway.enabled = false).await;
     assert!(node(&nobody.0, |e| matches!(e, NodeError::NoMailboxes)) && nobody.1, "{nobody:?}");
 }
@@ -238,7 +264,10 @@ fn what_cannot_be_meant_is_refused_by_file_line_and_key() {
         ("node.mixing", "rule = \"stop-and-go\""),
         ("node.mixing", "rate = 1.5"),
         ("node.outgoing", "retry = [{ every = \"0s\", for = \"1 day\" }]"),
+        ("node.smtp", "way = \"pigeon\""),
         ("node.smtp.server", "timeout = \"0s\""),
+        ("node.smtp.sendmail", "timeout = \"0s\""),
+        ("node.smtp.sendmail", "command = \"/usr/sbin/sendmail\""),
         ("node.smtp.mail", "return_address = \"nobody\""),
         ("node.fragments", "keep = \"0s\""),
         ("directory", "url = \"directory.example\""),

@@ -9,13 +9,15 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::config::{
-    DummiesConfig, MboxDeliveryConfig, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig, StatsConfig,
+    DummiesConfig, MboxDeliveryConfig, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig, StatsConfig, Way,
 };
-use super::exit::{MboxWay, MessageIds, SmtpWay, Ways};
+use super::exit::{MboxWay, MessageIds, SmtpWay, WayOut, Ways};
 use super::mixing::Rhythm;
 use super::start::NodeError;
 use crate::deliver::mail::MailWriter;
+use crate::deliver::maildir::{Maildir, NotKept};
 use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::sendmail::Sendmail;
 use crate::deliver::smtp::SmtpExit;
 use crate::net::bandwidth::Bandwidth;
 use crate::net::resolve::Resolver;
@@ -159,16 +161,27 @@ fn ways(config: &NodeConfig, deliveries: &Deliveries) -> Result<Ways, NodeError>
     Ok(Ways { smtp, smtp_retry: config.smtp.retry.clone(), mbox, fragments: config.fragments.clone() })
 }
 
-pub(super) fn mail_server(config: &SmtpDeliveryConfig) -> Result<(MailWriter, SmtpExit), NodeError> {
+/// How e-mail leaves, by the settings of the chosen way alone. Nothing is touched yet.
+pub(super) fn way_out(config: &SmtpDeliveryConfig) -> Result<(MailWriter, WayOut), NodeError> {
     let writer = MailWriter::new(config.mail.clone())?;
-    let server = SmtpExit::new(&config.server, writer.return_address())?;
-    Ok((writer, server))
+    let out = match config.way {
+        Way::Smarthost => WayOut::SmartHost(SmtpExit::new(&config.server, writer.return_address())?),
+        Way::Sendmail => WayOut::Sendmail(Sendmail::new(&config.sendmail)?),
+        Way::Maildir => WayOut::Maildir(Maildir::new(&config.maildir)?),
+    };
+    Ok((writer, out))
 }
 
 fn smtp_way(config: &SmtpDeliveryConfig, message_ids: MessageIds) -> Result<SmtpWay, NodeError> {
-    let (writer, server) = mail_server(config)?;
+    let (writer, out) = way_out(config)?;
+    if let WayOut::Maildir(maildir) = &out
+        // Anything else than its mode may pass by itself: until then mail waits.
+        && let Err(NotKept::Invalid(why)) = maildir.prepare()
+    {
+        return Err(why.into());
+    }
     let SmtpDeliveryConfig { max_size, inflate_max, ref retry, .. } = *config;
-    Ok(SmtpWay { writer, server, max_size, inflate_max, retry: retry.clone(), message_ids })
+    Ok(SmtpWay { writer, out, max_size, inflate_max, retry: retry.clone(), message_ids })
 }
 
 fn mbox_way(config: &MboxDeliveryConfig, mailboxes: Arc<dyn LocalMailboxes<Arrival>>) -> MboxWay {

@@ -10,6 +10,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::retry::{RetrySchedule, RetryStep};
 use crate::batch::{self, DynamicPool, Pool};
 use crate::deliver::mail::MailConfig;
+use crate::deliver::maildir::MaildirConfig;
+use crate::deliver::sendmail::SendmailConfig;
 use crate::deliver::smtp::SmtpExitConfig;
 use crate::net::addresses::{Access, ListenAddresses};
 use crate::net::bandwidth::{Bandwidth, BandwidthConfig};
@@ -231,6 +233,19 @@ impl OutgoingConfig {
     }
 }
 
+/// By which way e-mail leaves the node. Each has a section of its own, and only that of the chosen way is looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// To a mail server that takes all of it: `[node.smtp.server]`.
+    #[default]
+    Smarthost,
+    /// To a program: `[node.smtp.sendmail]`.
+    Sendmail,
+    /// Into a folder: `[node.smtp.maildir]`.
+    Maildir,
+}
+
 /// Section `[node.smtp]`: this node delivers e-mail.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -242,10 +257,16 @@ pub struct SmtpDeliveryConfig {
     /// A message that grows more than twentyfold is delivered compressed, as E2E-spec 2.3.2 demands: else a few packets
     /// would make this exit flood a mailbox. Up to so many octets it is delivered as text all the same.
     pub inflate_max: u64,
-    /// When a mail that the server did not take is tried again; after the last step it is dropped.
+    /// When a mail that was not taken is tried again; after the last step it is dropped.
     pub retry: RetrySchedule,
+    /// Who takes it.
+    pub way: Way,
     /// The server that takes the mail.
     pub server: SmtpExitConfig,
+    /// The program that takes it.
+    pub sendmail: SendmailConfig,
+    /// The folder that it is put into.
+    pub maildir: MaildirConfig,
     /// How the mail looks.
     pub mail: MailConfig,
 }
@@ -258,7 +279,10 @@ impl Default for SmtpDeliveryConfig {
             max_size: 100 * 1024,
             inflate_max: 0,
             retry: RetrySchedule::new(vec![RetryStep { every: hours(7), during: hours(6 * 24) }]),
+            way: Way::default(),
             server: SmtpExitConfig::default(),
+            sendmail: SendmailConfig::default(),
+            maildir: MaildirConfig::default(),
             mail: MailConfig::default(),
         }
     }

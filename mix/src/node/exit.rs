@@ -3,9 +3,9 @@
 //! What is delivered is decided by the exit type: e-mail, a mailbox in this process, or a fragment that waits for the
 //! others of its message. E-mail has places of its own, so that a mail server that hangs holds up nothing else.
 //!
-//! The mail server is a destination: when it is away, all mail for it is put off by the schedule, from the first failure on
-//! that it is away for, and not each mail by its own. What it says of one mail or its recipient is that mail's own. Each mail
-//! has as many tries as the schedule, and which it has had is on disk.
+//! The mail server, or what stands in its place (`way`), is a destination: when it is away, all mail for it is put off by
+//! the schedule, from the first failure on that it is away for, and not each mail by its own. What it says of one mail or
+//! its recipient is that mail's own. Each mail has as many tries as the schedule, and which it has had is on disk.
 //!
 //! What comes while its delivery is switched off waits as for a server that is away: when it was taken nobody knows, for it
 //! has been through the pool, and a message through its fragments. So a node that never delivered keeps for a while what
@@ -33,7 +33,6 @@ use crate::crypto::pk::PrivateKey;
 use crate::crypto::{CounterRng, DIGEST_LEN, Digest, Keyset, sha1};
 use crate::deliver::mail::{Content, Heading, MailWriter, as_text};
 use crate::deliver::mbox::{LocalMailboxes, NotDelivered};
-use crate::deliver::smtp::{DeliverError, SmtpExit, Trouble};
 use crate::packet::RoutingType;
 use crate::path::Mailbox;
 use crate::payload::compress::{InvalidCompression, decompress, expansion_limit};
@@ -46,6 +45,11 @@ use crate::store::queue::exit::Which;
 use crate::store::queue::{ExitContent as Queued, ExitItem};
 use crate::store::queue::{exit as queue, left};
 use crate::store::{Db, StoreError, Tx};
+
+mod way;
+
+pub(super) use way::WayOut;
+use way::{Fault, Letter, NotTaken};
 
 /// Deliveries at a time, of e-mail and again of all else.
 const DELIVERIES: usize = 8;
@@ -73,7 +77,7 @@ const SCOPE: &str = "exit";
 /// Delivery as e-mail.
 pub(super) struct SmtpWay {
     pub(super) writer: MailWriter,
-    pub(super) server: SmtpExit,
+    pub(super) out: WayOut,
     pub(super) max_size: u64,
     /// Overcompressed messages are delivered as text up to this many octets.
     pub(super) inflate_max: u64,
@@ -96,6 +100,11 @@ impl MessageIds {
     /// What the Message-ID of a delivery is drawn from.
     fn dice(&self, delivery_key: &Digest) -> CounterRng {
         CounterRng::new(&Keyset::new(self.0.expose()).stream_key(&delivery_key.0))
+    }
+
+    /// What the file of a delivery is called, where it becomes one: told from others by nobody, as its Message-ID.
+    fn file_name(&self, delivery_key: &Digest) -> Digest {
+        Keyset::new(self.0.expose()).purpose(&[b"FILE NAME", &delivery_key.0[..]].concat())
     }
 }
 
@@ -187,27 +196,6 @@ impl MailServer {
     }
 }
 
-/// Why the mail server did not take a mail.
-enum NotTaken {
-    /// It takes none at present.
-    Away,
-    /// It does not take this one.
-    Mail(DeliverError),
-}
-
-impl NotTaken {
-    /// It has heard of no mail yet.
-    fn before_the_mail(why: DeliverError) -> Self {
-        if matches!(why, DeliverError::Unavailable(_)) { Self::Away } else { Self::Mail(why) }
-    }
-
-    /// It has heard of a recipient, whom a stranger has chosen: what it is slow with, or falls over, need not happen again.
-    fn of_the_mail(why: DeliverError) -> Self {
-        let away = matches!(why, DeliverError::Unavailable(Trouble::TurnedAway { .. }));
-        if away { Self::Away } else { Self::Mail(why) }
-    }
-}
-
 /// What may be delivered beside each other: neither waits for the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lane {
@@ -282,11 +270,12 @@ impl ExitService {
         }
     }
 
-    /// Another mail server than the one that was known has all mail tried at once: it waits for the one before it.
+    /// Another mail server than the one that was known, or another way, has all mail tried at once: it waits for the one
+    /// before it.
     async fn look_at_the_server(&self, known: &mut Option<Arc<SmtpWay>>) {
         let way = self.ways.borrow().smtp.clone();
         let same = match (&way, &*known) {
-            (Some(way), Some(known)) => way.server.is(&known.server),
+            (Some(way), Some(known)) => way.out.is(&known.out),
             (way, known) => way.is_none() && known.is_none(),
         };
         let is_another = !same && way.is_some();
@@ -311,6 +300,10 @@ impl ExitService {
     /// Looks at what an earlier run has left.
     async fn begin(&self) {
         let ways = self.ways.borrow().clone();
+        if let Some(smtp) = ways.smtp.clone() {
+            let now = self.world.now();
+            let _ = spawn_blocking(move || smtp.out.begin(now)).await;
+        }
         let latest = self.even.now() + ways.longest_wait();
         let look = move |tx: &Tx<'_>| {
             left::bring_forward(tx, latest)?;
@@ -408,7 +401,7 @@ impl ExitService {
         durable::note(&self.db, &self.stop, move |tx| queue::give_up(tx, id)).await;
     }
 
-    /// Hands a message to the mail server.
+    /// Hands a message to the mail server, or to what stands in its place.
     async fn mail(&self, item: ExitItem) -> Verdict {
         let Ways { smtp, smtp_retry, .. } = self.ways.borrow().clone();
         let Some(way) = smtp else {
@@ -419,10 +412,12 @@ impl ExitService {
         let Some(to) = to else { return Verdict::Undeliverable };
         let (writer, recipient, now) = (Arc::clone(&way), to.clone(), self.world.now());
         let written = spawn_blocking(move || {
-            let mut dice = writer.message_ids.dice(&delivery_key(&item));
-            write_mail(&writer, &recipient, item.content, now, &mut dice)
+            let key = delivery_key(&item);
+            let mut dice = writer.message_ids.dice(&key);
+            let mail = write_mail(&writer, &recipient, item.content, now, &mut dice)?;
+            Some((mail, writer.message_ids.file_name(&key)))
         });
-        let mail = match written.await {
+        let (mail, name) = match written.await {
             Ok(Some(mail)) => mail,
             Ok(None) => return Verdict::Undeliverable,
             Err(e) => return failed(&e),
@@ -435,46 +430,25 @@ impl ExitService {
             }
             server.looks
         };
-        let outcome = self.hand_over(&way, &to, &mail).await;
+        let letter = Letter { from: way.writer.return_address(), to: &to, mail: &mail, name };
+        let outcome = way.out.hand_over(&letter, &self.stop).await;
         let schedule = way.retry.clone();
         match outcome {
             None => return Verdict::Untried,
-            Some(Err(NotTaken::Away)) => return self.away(looks, schedule).await,
-            Some(Err(NotTaken::Mail(DeliverError::Unavailable(_)))) => return Verdict::Later(schedule),
+            Some(Err(NotTaken::Away(fault))) => return self.away(looks, schedule, fault).await,
+            Some(Err(NotTaken::Unanswered)) => return Verdict::Later(schedule),
             _ => self.server().is_there(),
         }
         match outcome {
             Some(Ok(())) => Verdict::Delivered,
-            Some(Err(NotTaken::Mail(DeliverError::Permanent { .. }))) => Verdict::Undeliverable,
+            Some(Err(NotTaken::Refused)) => Verdict::Undeliverable,
             _ => Verdict::Later(schedule),
         }
     }
 
-    /// One try at the mail server. `None` when the process ends first.
-    async fn hand_over(&self, way: &SmtpWay, to: &Mailbox, mail: &[u8]) -> Option<Result<(), NotTaken>> {
-        let talk = async {
-            let mut conversation =
-                way.server.call(way.writer.return_address()).await.map_err(NotTaken::before_the_mail)?;
-            conversation.offer(to).await.map_err(NotTaken::of_the_mail)?;
-            Ok(conversation)
-        };
-        // The server has nothing by then.
-        let conversation = match self.stop.run_until_cancelled(talk).await? {
-            Ok(conversation) => conversation,
-            Err(why) => return Some(Err(why)),
-        };
-        let ends = async {
-            self.stop.cancelled().await;
-            tokio::time::sleep(GRACE).await;
-        };
-        tokio::select! {
-            handed = conversation.hand_over(mail) => Some(handed.map_err(NotTaken::of_the_mail)),
-            () = ends => None,
-        }
-    }
-
-    /// The server is away, as a try found that began after so many looks: puts off all mail for it, once.
-    async fn away(&self, looks: u64, schedule: RetrySchedule) -> Verdict {
+    /// The server is away, as a try found that began after so many looks: puts off all mail for it, once. The operator
+    /// hears once of what is for him to mend.
+    async fn away(&self, looks: u64, schedule: RetrySchedule, fault: Option<Fault>) -> Verdict {
         let now = self.even.now();
         let next = {
             let mut server = self.server();
@@ -483,6 +457,9 @@ impl ExitService {
                 return if server.failures > 0 { Verdict::Untried } else { Verdict::Later(schedule) };
             }
             server.looks += 1;
+            if let Some(fault) = fault.filter(|_| server.failures == 0) {
+                warn!(error = %fault, "no mail can be delivered: all of it waits until this is mended");
+            }
             server.failures = server.failures.saturating_add(1).min(schedule.tries());
             let next = now + schedule.wait_after(server.failures).unwrap_or_default();
             server.until = Some(next);

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::changes::{Changes, Deliveries, bandwidth, check_access, mail_server, rhythm};
+use super::changes::{Changes, Deliveries, bandwidth, check_access, rhythm, way_out};
 use super::clock::{Even, World};
 use super::config::{MixRule, NetworkConfig, NodeConfig, OutgoingConfig};
 use super::control::{Inner, NodeControl};
@@ -32,7 +32,9 @@ use crate::batch::{InvalidPool, Pool};
 use crate::crypto::pk::InvalidKey;
 use crate::crypto::{KeyId, Passphrase};
 use crate::deliver::mail::NoReturnAddress;
+use crate::deliver::maildir::InvalidMaildir;
 use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::sendmail::InvalidSendmail;
 use crate::deliver::smtp::InvalidSmtpExit;
 use crate::directory::descriptor::Descriptor;
 use crate::directory::fields::{InvalidText, Text, Unsignable};
@@ -120,6 +122,12 @@ pub enum NodeError {
     /// Delivery by SMTP.
     #[error("node.smtp.server")]
     Smtp(#[from] InvalidSmtpExit),
+    /// Delivery by a program.
+    #[error("node.smtp.sendmail")]
+    Sendmail(#[from] InvalidSendmail),
+    /// Delivery into a folder.
+    #[error("node.smtp.maildir")]
+    Maildir(#[from] InvalidMaildir),
     /// `node.mbox.enabled` without a gateway in the same process.
     #[error("node.mbox is enabled, but there is no gateway in this process whose identities could get the mail")]
     NoMailboxes,
@@ -156,6 +164,8 @@ impl NodeError {
             | Self::Descriptor(_)
             | Self::ReturnAddress(_)
             | Self::Smtp(_)
+            | Self::Sendmail(_)
+            | Self::Maildir(_)
             | Self::Fragments
             | Self::KeyPlan(_)
             | Self::NoPassphrase
@@ -184,6 +194,8 @@ impl NodeError {
             Self::Bandwidth(_) => "node.bandwidth.spike",
             Self::ReturnAddress(_) => "node.smtp.mail",
             Self::Smtp(_) => "node.smtp.server",
+            Self::Sendmail(_) => "node.smtp.sendmail.command",
+            Self::Maildir(_) => "node.smtp.maildir.path",
             Self::NoMailboxes => "node.mbox.enabled",
             Self::Fragments => "node.fragments.max_size",
             _ => return None,
@@ -557,7 +569,7 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
         return Err(NodeError::Fragments);
     }
     if config.smtp.enabled {
-        mail_server(&config.smtp)?;
+        way_out(&config.smtp)?;
     }
     if config.mbox.enabled && !has_mailboxes {
         return Err(NodeError::NoMailboxes);

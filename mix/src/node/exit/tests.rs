@@ -5,7 +5,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use super::*;
 use crate::deliver::mail::MailConfig;
-use crate::deliver::smtp::SmtpExitConfig;
+use crate::deliver::smtp::{SmtpExit, SmtpExitConfig};
 use crate::node::retry::RetryStep;
 use crate::packet::build::Exit;
 use crate::packet::{Handle, Payload};
@@ -13,6 +13,8 @@ use crate::payload::compress::compress;
 use crate::payload::{Capacity, encode};
 use crate::store::NODE_SCHEMAS;
 use crate::store::queue::pool::{self, PoolItem};
+
+mod ways;
 
 /// What the mailbox of `frida` got, each with its delivery key.
 #[derive(Default)]
@@ -158,7 +160,7 @@ async fn exit_to(server: Server) -> (Exited, Arc<AtomicUsize>) {
     let hour = Duration::from_secs(3600);
     way.retry = RetrySchedule::new(vec![RetryStep { every: hour, during: 3 * hour }]);
     let config = SmtpExitConfig { port, ..SmtpExitConfig::default() };
-    way.server = SmtpExit::new(&config, way.writer.return_address()).unwrap();
+    way.out = WayOut::SmartHost(SmtpExit::new(&config, way.writer.return_address()).unwrap());
     let ways = exited.service.ways.borrow().clone();
     exited.service.ways = watch::channel(Ways { smtp: Some(Arc::new(way)), ..ways }).1;
     (exited, calls)
@@ -409,9 +411,9 @@ async fn payload_that_is_no_fragment_is_dropped_where_fragments_are_expected() {
 fn smtp_way(max_size: u64, inflate_max: u64) -> SmtpWay {
     let mail = MailConfig { return_address: Mailbox::parse("nobody@exit.example").ok(), ..MailConfig::default() };
     let writer = MailWriter::new(mail).unwrap();
-    let server = SmtpExit::new(&SmtpExitConfig::default(), writer.return_address()).unwrap();
+    let out = WayOut::SmartHost(SmtpExit::new(&SmtpExitConfig::default(), writer.return_address()).unwrap());
     let message_ids = MessageIds(Arc::new(Secret::new([7; DIGEST_LEN])));
-    SmtpWay { writer, server, max_size, inflate_max, retry: RetrySchedule::new(Vec::new()), message_ids }
+    SmtpWay { writer, out, max_size, inflate_max, retry: RetrySchedule::new(Vec::new()), message_ids }
 }
 
 fn written(way: &SmtpWay, len: usize) -> Option<String> {

@@ -1,5 +1,8 @@
 //! What of a running node changes when its settings do: each group of them, without a restart.
 
+use std::fs::Permissions;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,10 +14,13 @@ use super::*;
 use crate::deliver::mbox::NotDelivered;
 use crate::net::addresses::Access;
 use crate::net::connect::{ConnectConfig, Outcome, Unit, deliver};
-use crate::node::config::DummiesConfig;
+use crate::node::config::{DummiesConfig, Way};
 use crate::node::retry::{RetrySchedule, RetryStep};
 use crate::node::testing::{PATIENCE, Taking, hop, listening, network, noon_world};
 use crate::packet::{HostRoute, NextHop, PACKET_LEN, Packet, Payload, RoutingType};
+use crate::path::Mailbox;
+use crate::payload::compress::compress;
+use crate::store::Tx;
 use crate::store::queue::exit;
 use crate::store::queue::pool::{self, PoolItem};
 
@@ -287,5 +293,36 @@ async fn mail_that_waits_when_its_delivery_is_switched_off_is_kept_and_so_is_wha
     comes();
     until("what comes now", || *frida.got.lock().unwrap() >= 1).await;
     assert_eq!(counters.snapshot().undeliverable, 0);
+    story.end().await;
+}
+
+#[tokio::test]
+async fn mail_leaves_by_another_way_after_a_reload_and_a_folder_that_others_can_write_changes_nothing() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut story = Story::begin(
+        |config| {
+            config.smtp.enabled = true;
+            config.smtp.mail.return_address = Mailbox::parse("nobody@exit.example").ok();
+            config.smtp.server.port = nobody;
+        },
+        |_| {},
+    )
+    .await;
+    let compressed = compress(b"\ntext");
+    let queued = move |tx: &Tx<'_>| exit::insert_message(tx, RoutingType::SMTP, b"bob@example.org", &compressed);
+    story.running.db.write(queued).unwrap();
+    let mail = story.config.home.with_file_name("mail");
+    std::fs::create_dir(&mail).unwrap();
+    std::fs::set_permissions(&mail, Permissions::from_mode(0o777)).unwrap();
+    story.config.smtp.way = Way::Maildir;
+    story.config.smtp.maildir.path = Some(mail.clone());
+    let refused = story.running.control.apply(&story.config).unwrap_err();
+    let is_it = matches!(&refused, NodeError::Maildir(InvalidMaildir::Shared { path, mode: 0o777 }) if *path == mail);
+    assert!(is_it, "{refused:?}");
+    assert!(!mail.join("new").exists());
+    std::fs::set_permissions(&mail, Permissions::from_mode(0o700)).unwrap();
+    story.reload(|_| {});
+    let new = mail.join("new");
+    until("mail for bob", || std::fs::read_dir(&new).is_ok_and(|new| new.count() == 1)).await;
     story.end().await;
 }

@@ -1,0 +1,162 @@
+//! Where the mail of an exit goes: each way out has one try at one mail, and says what the failure is about, the way or the
+//! mail. What follows from it is `super`'s.
+
+use std::error::Error;
+use std::time::SystemTime;
+
+use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use super::GRACE;
+use crate::crypto::Digest;
+use crate::deliver::maildir::{Maildir, dressed};
+use crate::deliver::sendmail::{NotSent, Sendmail};
+use crate::deliver::smtp::{DeliverError, SmtpExit, Trouble};
+use crate::path::Mailbox;
+
+/// What is for the operator to mend; names no mail and no recipient.
+pub(super) type Fault = Box<dyn Error + Send + Sync>;
+
+/// The way that mail leaves by.
+pub(in crate::node) enum WayOut {
+    /// A mail server.
+    SmartHost(SmtpExit),
+    /// A program.
+    Sendmail(Sendmail),
+    /// A folder.
+    Maildir(Maildir),
+}
+
+/// A mail, and what it is handed over with.
+pub(super) struct Letter<'a> {
+    /// The return address.
+    pub(super) from: &'a Mailbox,
+    pub(super) to: &'a Mailbox,
+    /// With CRLF at the end of each line.
+    pub(super) mail: &'a [u8],
+    /// The same at each try at one delivery, and at no other.
+    pub(super) name: Digest,
+}
+
+/// Why a mail was not taken.
+pub(super) enum NotTaken {
+    /// No mail is taken at present; with what the operator must mend, if it is for him.
+    Away(Option<Fault>),
+    /// It came to no answer about this one, which says nothing of others.
+    Unanswered,
+    /// This one is not taken for now.
+    NotNow,
+    /// This one is never taken.
+    Refused,
+}
+
+impl NotTaken {
+    /// The server has heard of no mail yet.
+    fn before_the_mail(why: DeliverError) -> Self {
+        if matches!(why, DeliverError::Unavailable(_)) { Self::Away(None) } else { Self::of_the_mail(why) }
+    }
+
+    /// The server has heard of a recipient, whom a stranger has chosen: what it is slow with, or falls over, need not
+    /// happen again.
+    fn of_the_mail(why: DeliverError) -> Self {
+        match why {
+            DeliverError::Unavailable(Trouble::TurnedAway { .. }) => Self::Away(None),
+            DeliverError::Unavailable(_) => Self::Unanswered,
+            DeliverError::Transient { .. } => Self::NotNow,
+            DeliverError::Permanent { .. } => Self::Refused,
+        }
+    }
+
+    fn by_the_program(why: NotSent) -> Self {
+        match why {
+            NotSent::NotStarted { .. } => Self::Away(Some(why.into())),
+            NotSent::TimedOut => Self::Unanswered,
+            NotSent::NotNow { .. } => Self::NotNow,
+            NotSent::Refused { .. } => Self::Refused,
+        }
+    }
+}
+
+impl WayOut {
+    /// Whether this is the same way to the same place.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::SmartHost(it), Self::SmartHost(other)) => it.is(other),
+            (Self::Sendmail(it), Self::Sendmail(other)) => it == other,
+            (Self::Maildir(it), Self::Maildir(other)) => it == other,
+            (Self::SmartHost(_) | Self::Sendmail(_) | Self::Maildir(_), _) => false,
+        }
+    }
+
+    /// Clears away what an earlier run has left.
+    pub(super) fn begin(&self, now: SystemTime) {
+        if let Self::Maildir(maildir) = self
+            && let Err(e) = maildir.remove_leftovers(now)
+        {
+            // Of no consequence but for its room; should the folder be wrong, the first mail says so.
+            debug!(error = %e, "old unfinished files stay");
+        }
+    }
+
+    /// One try. `None` when the process ends first, and then whoever took the mail is not known to have it.
+    pub(super) async fn hand_over(
+        &self,
+        letter: &Letter<'_>,
+        stop: &CancellationToken,
+    ) -> Option<Result<(), NotTaken>> {
+        if stop.is_cancelled() {
+            return None;
+        }
+        match self {
+            Self::SmartHost(server) => to_the_server(server, letter, stop).await,
+            Self::Sendmail(program) => {
+                let handed = within_grace(stop, program.hand_over(letter.from, letter.to, letter.mail)).await?;
+                Some(handed.map_err(NotTaken::by_the_program))
+            }
+            Self::Maildir(maildir) => {
+                let mail = dressed(letter.from, letter.to, letter.mail);
+                let (maildir, name) = (maildir.clone(), letter.name);
+                let kept = within_grace(stop, spawn_blocking(move || maildir.keep(&name, &mail))).await?;
+                Some(match kept {
+                    Ok(kept) => kept.map_err(|why| NotTaken::Away(Some(why.into()))),
+                    Err(e) => {
+                        error!(panicked = e.is_panic(), "a delivery failed");
+                        Err(NotTaken::Unanswered)
+                    }
+                })
+            }
+        }
+    }
+}
+
+async fn to_the_server(
+    server: &SmtpExit,
+    letter: &Letter<'_>,
+    stop: &CancellationToken,
+) -> Option<Result<(), NotTaken>> {
+    let talk = async {
+        let mut conversation = server.call(letter.from).await.map_err(NotTaken::before_the_mail)?;
+        conversation.offer(letter.to).await.map_err(NotTaken::of_the_mail)?;
+        Ok(conversation)
+    };
+    // The server has nothing by then.
+    let conversation = match stop.run_until_cancelled(talk).await? {
+        Ok(conversation) => conversation,
+        Err(why) => return Some(Err(why)),
+    };
+    let handed = within_grace(stop, conversation.hand_over(letter.mail)).await?;
+    Some(handed.map_err(NotTaken::of_the_mail))
+}
+
+/// What has been given a mail may go on for a while after the stop.
+async fn within_grace<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Option<T> {
+    let ends = async {
+        stop.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        done = work => Some(done),
+        () = ends => None,
+    }
+}
