@@ -6,9 +6,9 @@ use mix::net::loopback::LoopbackAddress;
 use mix::node::NO_DUMMIES;
 use mix::node::config::{NetworkConfig, NodeConfig, SenderConfig};
 use mix::node::directory::DirectoryConfig;
-use mix::secret::Secret;
+pub use mix::settings::Password;
 use pop_out::config::PopConfig;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use smtp_in::config::SmtpConfig;
 
 /// The whole configuration. A role that is not enabled takes no part.
@@ -150,34 +150,6 @@ pub struct IdentityConfig {
     /// identity carries no reply blocks.
     #[serde(default, deserialize_with = "mix::settings::exit_address")]
     pub reply_to: String,
-}
-
-/// A password from the settings: overwritten when dropped, not printed, and not written out again: a mask is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Password(Secret<String>);
-
-impl Password {
-    /// Takes charge of `password`.
-    pub fn new(password: String) -> Self {
-        Self(Secret::new(password))
-    }
-
-    /// The password itself.
-    pub fn expose(&self) -> &str {
-        self.0.expose()
-    }
-}
-
-impl<'de> Deserialize<'de> for Password {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        mix::settings::something(deserializer).map(Self::new)
-    }
-}
-
-impl Serialize for Password {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(if self.expose().is_empty() { "" } else { mixgate_conf::MASK })
-    }
 }
 
 /// Prints no password.

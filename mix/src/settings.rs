@@ -3,13 +3,14 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::crypto::KeyId;
 use crate::directory::Nickname;
 use crate::packet::HostName;
 use crate::path::ExitAddress;
 use crate::path::spec::{PathKind, PathSpec};
+use crate::secret::Secret;
 
 /// The longest time that can be set. Sums of such times stay far from the end of every clock.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
@@ -195,6 +196,37 @@ pub fn one_or_more<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer:
     checked(Vec::deserialize(deserializer)?, |list: &Vec<T>| !list.is_empty(), "at least one of them")
 }
 
+/// What is written in place of a password: whoever compares settings sees whether there is one.
+const MASK: &str = "********";
+
+/// A password from the settings: overwritten when dropped, not printed, and not written out again: a mask is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Password(Secret<String>);
+
+impl Password {
+    /// Takes charge of `password`.
+    pub fn new(password: String) -> Self {
+        Self(Secret::new(password))
+    }
+
+    /// The password itself.
+    pub fn expose(&self) -> &str {
+        self.0.expose()
+    }
+}
+
+impl<'de> Deserialize<'de> for Password {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        something(deserializer).map(Self::new)
+    }
+}
+
+impl Serialize for Password {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if self.expose().is_empty() { "" } else { MASK })
+    }
+}
+
 /// A text that says something.
 ///
 /// # Errors
@@ -232,6 +264,17 @@ mod tests {
         let never: Text<Duration> = time_or_never::deserialize;
         assert_eq!(never("0s".into_deserializer()), Ok(Duration::ZERO));
         assert!(refused(never, "11 years").starts_with("expected a time of at most ten years"));
+    }
+
+    #[test]
+    fn passwords_are_neither_printed_nor_written_out() {
+        let read: Text<Password> = Password::deserialize;
+        let password = read("hunter2".into_deserializer()).unwrap();
+        assert_eq!(password.expose(), "hunter2");
+        assert_eq!(serde_json::to_string(&password).unwrap(), "\"********\"");
+        assert!(!format!("{password:?}").contains("hunter2"));
+        assert!(refused(read, "").contains("not empty"));
+        assert_eq!(serde_json::to_string(&Password::default()).unwrap(), "\"\"", "it shows that there is none");
     }
 
     #[test]
