@@ -1,23 +1,47 @@
-//! Hands a mail to the exit's mail server (RFC 5321); the only file that names lettre.
+//! Hands a mail to the exit's mail server (RFC 5321); this file and its parts alone name lettre.
 //!
 //! One try: when to try again is `crate::node`'s to say. Answers of the server are kept as their code alone, since their
 //! text often repeats the recipient.
 
+mod transport;
+
 use std::fmt::Display;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use lettre::transport::smtp::client::{AsyncSmtpConnection, TlsParameters};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use lettre::transport::smtp::authentication::Mechanism;
+use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream, Certificate, TlsParameters};
 use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
 use lettre::transport::smtp::extension::ClientId;
 use serde::{Deserialize, Serialize};
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 
+use self::transport::{ByLine, Wrapped};
+use super::socks::Proxy;
 use crate::packet::HostName;
 use crate::path::Mailbox;
+use crate::secret::Secret;
+use crate::settings::Password;
 
 /// A server that has taken the mail need not say good-bye.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Octets of a file of certificates, at most: five times what a whole system trusts.
+const CA_FILE_MAX: u64 = 1024 * 1024;
+/// What begins a certificate in a PEM file (RFC 7468 5).
+const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
+/// What a server says that wants a login before anything else (RFC 4954 6), or TLS (RFC 3207 4).
+const LOGIN_WANTED: u16 = 530;
+/// The answer to a login that was taken (RFC 4954 6).
+const LOGGED_IN: u16 = 235;
+/// The answer that asks for the next line of a login (RFC 4954 4).
+const CHALLENGE: u16 = 334;
 
 /// The mail server that takes what leaves the network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +58,16 @@ pub struct SmtpExitConfig {
     pub timeout: Duration,
     /// The name to greet it with; without one, the domain of the return address. Never the machine's own name.
     pub hello: Option<String>,
+    /// Who logs in there. Without one nobody does.
+    pub user: Option<String>,
+    /// The password of `user`. Only ever said within TLS, or to a server on this machine.
+    pub password: Option<Password>,
+    /// A PEM file of certificates that are trusted beside the system's: of a private authority, or the server's own.
+    pub ca_file: Option<PathBuf>,
+    /// The address of this machine to call it from.
+    pub bind: Option<IpAddr>,
+    /// The SOCKS5 proxy to call it through, which looks its name up.
+    pub socks: Option<Proxy>,
 }
 
 impl Default for SmtpExitConfig {
@@ -44,20 +78,34 @@ impl Default for SmtpExitConfig {
             tls: SmtpTls::None,
             timeout: Duration::from_secs(5 * 60),
             hello: None,
+            user: None,
+            password: None,
+            ca_file: None,
+            bind: None,
+            socks: None,
         }
     }
 }
 
-/// TLS towards the mail server, by STARTTLS.
+/// TLS towards the mail server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SmtpTls {
     /// Never: for a server on this machine.
     None,
-    /// If the server offers it, whatever its certificate; else without (RFC 7435).
+    /// By STARTTLS if the server offers it, whatever its certificate; else without (RFC 7435).
     Opportunistic,
-    /// Always, and the certificate must be good.
+    /// By STARTTLS, always, and the certificate must be good.
     Required,
+    /// From the first octet on (RFC 8314 3), and the certificate must be good.
+    Implicit,
+}
+
+impl SmtpTls {
+    /// Whether nothing is said to a server that has not shown a good certificate.
+    fn proves_the_server(self) -> bool {
+        matches!(self, Self::Required | Self::Implicit)
+    }
 }
 
 /// Why no mail can ever be delivered so. Blames the settings.
@@ -69,6 +117,52 @@ pub enum InvalidSmtpExit {
     /// The certificates that this machine trusts can't be read.
     #[error("setting up TLS towards the mail server")]
     Tls(#[source] lettre::transport::smtp::Error),
+    /// One of the two is missing.
+    #[error("user and password belong together: set both, or neither")]
+    HalfLogin,
+    /// What AUTH PLAIN cannot say (RFC 4616 2).
+    #[error("user and password: there is an octet 0 in one of them, which no login can have")]
+    LoginWithNul,
+    /// Anybody on the way could read the password.
+    #[error(
+        "user and password: without TLS that is certain anybody on the way could read them. Set tls to \"required\" or \"implicit\", or deliver to a server on this machine, without a proxy and with its address as host, such as \"127.0.0.1\""
+    )]
+    LoginInTheClear,
+    /// The certificates of the operator's own.
+    #[error("ca_file: {}", path.display())]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: BadCaFile,
+    },
+    /// Certificates that nobody looks at.
+    #[error(
+        "ca_file: no certificate is checked with this tls. Set tls to \"required\" or \"implicit\", or leave ca_file out"
+    )]
+    CaFileUnused,
+    /// Two who say where the connection comes from.
+    #[error(
+        "bind and socks: what calls the mail server is the proxy, by an address of its own. Leave one of the two out"
+    )]
+    BindWithProxy,
+}
+
+/// What is wrong with a file of certificates.
+#[derive(Debug, thiserror::Error)]
+pub enum BadCaFile {
+    /// It can't be read.
+    #[error("reading it")]
+    Read(#[source] io::Error),
+    /// More than anybody trusts.
+    #[error("longer than {CA_FILE_MAX} octets")]
+    TooLong,
+    /// It is no PEM file, or one of other things.
+    #[error("there is no certificate in PEM in it")]
+    NoCertificate,
+    /// One that is none, or that nothing can be checked by.
+    #[error("a certificate in it cannot be used")]
+    Certificate(#[source] lettre::transport::smtp::Error),
 }
 
 /// Why a mail was not delivered. Nothing in it tells who was to have it.
@@ -112,16 +206,48 @@ pub enum Trouble {
     /// What it says is not SMTP.
     #[error("it does not speak SMTP")]
     Protocol,
+    /// It does not take user or password.
+    #[error("it refuses the login ({code})")]
+    LoginRefused {
+        /// Its answer.
+        code: u16,
+    },
+    /// No login that we can speak.
+    #[error("it offers neither AUTH PLAIN nor AUTH LOGIN")]
+    NoLogin,
+    /// It takes no mail from whom it does not know.
+    #[error("it takes no mail without a login, or without TLS ({LOGIN_WANTED})")]
+    LoginWanted,
+    /// The proxy is away, or has not reached it.
+    #[error("the SOCKS5 proxy does not reach it")]
+    Proxy,
+    /// The address to call from is not one of this machine.
+    #[error("it cannot be called from that address of this machine")]
+    LocalAddress,
+}
+
+impl Trouble {
+    /// The setting of the server that must be mended, where waiting does not help.
+    pub fn key(self) -> Option<&'static str> {
+        match self {
+            Self::LoginRefused { .. } => Some("password"),
+            Self::NoLogin | Self::LoginWanted => Some("user"),
+            Self::LocalAddress => Some("bind"),
+            Self::Connection | Self::TimedOut | Self::Tls | Self::TurnedAway { .. } | Self::Protocol | Self::Proxy => {
+                None
+            }
+        }
+    }
 }
 
 /// The way to one mail server.
 #[derive(Clone)]
 pub struct SmtpExit {
-    host: String,
-    port: u16,
-    tls: SmtpTls,
+    /// As it was set, with the name to greet by in any case.
+    config: SmtpExitConfig,
+    /// What stood in the file of certificates.
+    authorities: Option<Vec<u8>>,
     tls_parameters: Option<TlsParameters>,
-    timeout: Duration,
     hello: ClientId,
 }
 
@@ -132,61 +258,227 @@ impl SmtpExit {
     /// [`InvalidSmtpExit`].
     pub fn new(config: &SmtpExitConfig, return_address: &Mailbox) -> Result<Self, InvalidSmtpExit> {
         let hello = config.hello.as_deref().unwrap_or(return_address.domain());
-        let hello = HostName::parse(hello).map_err(|_| InvalidSmtpExit::Hello)?;
-        let parameters = TlsParameters::builder(config.host.clone());
-        let tls_parameters = match config.tls {
-            SmtpTls::None => None,
-            SmtpTls::Opportunistic => Some(parameters.dangerous_accept_invalid_certs(true)),
-            SmtpTls::Required => Some(parameters),
-        };
+        let hello = HostName::parse(hello).map_err(|_| InvalidSmtpExit::Hello)?.to_string();
+        check_login(config)?;
+        if config.bind.is_some() && config.socks.is_some() {
+            return Err(InvalidSmtpExit::BindWithProxy);
+        }
+        let authorities = authorities(config)?;
         Ok(Self {
-            host: config.host.clone(),
-            port: config.port,
-            tls: config.tls,
-            tls_parameters: tls_parameters.map(|it| it.build()).transpose().map_err(InvalidSmtpExit::Tls)?,
-            timeout: config.timeout,
-            hello: ClientId::Domain(hello.to_string()),
+            config: SmtpExitConfig { hello: Some(hello.clone()), ..config.clone() },
+            tls_parameters: tls_parameters(config, authorities.as_deref())?,
+            authorities,
+            hello: ClientId::Domain(hello),
         })
     }
 
     /// Whether this is the same server, spoken to in the same way.
     pub fn is(&self, other: &Self) -> bool {
-        let Self { host, port, tls, tls_parameters: _, timeout, hello } = self;
-        (host, port, tls, timeout, hello) == (&other.host, &other.port, &other.tls, &other.timeout, &other.hello)
+        // The other two are made of these.
+        let Self { config, authorities, tls_parameters: _, hello: _ } = self;
+        (config, authorities) == (&other.config, &other.authorities)
     }
 
-    /// Calls the server and says whose mail is to come, and nothing yet of its recipient: what fails here is no fault of the
-    /// mail. All of the conversation has the time of one delivery.
+    /// Calls the server, logs in where that is set, and says whose mail is to come, and nothing yet of its recipient: what
+    /// fails here is no fault of the mail. All of the conversation has the time of one delivery.
     ///
     /// # Errors
     /// [`DeliverError`].
     pub async fn call(&self, from: &Mailbox) -> Result<Conversation, DeliverError> {
-        // lettre's own timeout ends with the TCP handshake.
-        let deadline = Instant::now() + self.timeout;
-        let connection = timeout_at(deadline, self.connect()).await.map_err(late)?.map_err(no_connection)?;
+        let deadline = Instant::now() + self.config.timeout;
+        let connection =
+            timeout_at(deadline, self.connect()).await.map_err(late)?.map_err(DeliverError::Unavailable)?;
         let mut conversation = Conversation { connection, deadline };
-        conversation.say(Mail::new(Some(address(from)), Vec::new())).await?;
-        Ok(conversation)
+        match conversation.say(Mail::new(Some(address(from)), Vec::new())).await {
+            Err(DeliverError::Permanent { code: LOGIN_WANTED }) => Err(DeliverError::Unavailable(Trouble::LoginWanted)),
+            said => said.map(|()| conversation),
+        }
     }
 
-    async fn connect(&self) -> Result<AsyncSmtpConnection, lettre::transport::smtp::Error> {
+    async fn connect(&self) -> Result<AsyncSmtpConnection, Trouble> {
+        let mut connection = match (&self.tls_parameters, self.config.tls) {
+            (None, _) | (_, SmtpTls::None) => self.connect_plain().await?,
+            (Some(parameters), SmtpTls::Opportunistic) => self.connect_safer(parameters).await?,
+            (Some(parameters), SmtpTls::Required) => {
+                let mut connection = self.connect_plain().await?;
+                self.start_tls(&mut connection, parameters).await?;
+                connection
+            }
+            (Some(parameters), SmtpTls::Implicit) => {
+                let stream = self.reach().await?;
+                self.greet(Wrapped::new(stream, parameters.clone()).await.map_err(|error| no_tls(&error))?).await?
+            }
+        };
+        match self.log_in(&mut connection).await {
+            Ok(()) => Ok(connection),
+            Err(trouble) => {
+                quit(&mut connection).await;
+                Err(trouble)
+            }
+        }
+    }
+
+    /// TLS of a kind that we cannot speak is no worse than none (RFC 7435 3).
+    async fn connect_safer(&self, parameters: &TlsParameters) -> Result<AsyncSmtpConnection, Trouble> {
         let mut connection = self.connect_plain().await?;
-        let Some(parameters) = &self.tls_parameters else { return Ok(connection) };
-        if self.tls == SmtpTls::Opportunistic && !connection.can_starttls() {
+        if !connection.can_starttls() || self.start_tls(&mut connection, parameters).await.is_ok() {
             return Ok(connection);
         }
-        match connection.starttls(parameters.clone(), &self.hello).await {
-            Ok(()) => Ok(connection),
-            // TLS of a kind that we cannot speak is no worse than none (RFC 7435 3).
-            Err(_) if self.tls == SmtpTls::Opportunistic => self.connect_plain().await,
-            Err(error) => Err(error),
-        }
+        self.connect_plain().await
     }
 
-    async fn connect_plain(&self) -> Result<AsyncSmtpConnection, lettre::transport::smtp::Error> {
-        let server = (self.host.as_str(), self.port);
-        AsyncSmtpConnection::connect_tokio1(server, Some(self.timeout), &self.hello, None, None).await
+    async fn start_tls(&self, connection: &mut AsyncSmtpConnection, parameters: &TlsParameters) -> Result<(), Trouble> {
+        if !connection.can_starttls() {
+            quit(connection).await;
+            return Err(Trouble::Tls);
+        }
+        connection.starttls(parameters.clone(), &self.hello).await.map_err(|error| no_tls(&error))
     }
+
+    async fn connect_plain(&self) -> Result<AsyncSmtpConnection, Trouble> {
+        self.greet(self.reach().await?).await
+    }
+
+    async fn greet(&self, stream: impl AsyncTokioStream + 'static) -> Result<AsyncSmtpConnection, Trouble> {
+        let greeted = AsyncSmtpConnection::connect_with_transport(Box::new(stream), &self.hello).await;
+        greeted.map_err(|error| turned_away(&error))
+    }
+
+    /// A socket that reaches the server.
+    async fn reach(&self) -> Result<ByLine, Trouble> {
+        let server = (self.config.host.as_str(), self.config.port);
+        let reached = match (&self.config.socks, self.config.bind) {
+            (Some(proxy), _) => {
+                return proxy.connect(server.0, server.1).await.map(ByLine::new).map_err(|_| Trouble::Proxy);
+            }
+            (None, Some(address)) => connect_from(address, server).await,
+            (None, None) => TcpStream::connect(server).await,
+        };
+        reached.map(ByLine::new).map_err(|error| match error.kind() {
+            io::ErrorKind::TimedOut => Trouble::TimedOut,
+            io::ErrorKind::AddrNotAvailable if self.config.bind.is_some() => Trouble::LocalAddress,
+            _ => Trouble::Connection,
+        })
+    }
+
+    /// Says who we are (RFC 4954), where that is set, by the better of the ways that the server offers.
+    async fn log_in(&self, connection: &mut AsyncSmtpConnection) -> Result<(), Trouble> {
+        let (Some(user), Some(password)) = (&self.config.user, &self.config.password) else { return Ok(()) };
+        let offered = |mechanism| connection.server_info().supports_auth_mechanism(mechanism);
+        if offered(Mechanism::Plain) {
+            let response = joined(&["\0", user, "\0", password.expose()]);
+            login_step(connection, &auth_line("AUTH PLAIN ", response.expose()), LOGGED_IN).await
+        } else if offered(Mechanism::Login) {
+            login_step(connection, &auth_line("AUTH LOGIN", ""), CHALLENGE).await?;
+            login_step(connection, &auth_line("", user), CHALLENGE).await?;
+            login_step(connection, &auth_line("", password.expose()), LOGGED_IN).await
+        } else {
+            Err(Trouble::NoLogin)
+        }
+    }
+}
+
+/// A line of a login: `what`, and `said` in base64.
+fn auth_line(what: &str, said: &str) -> Secret<String> {
+    let encoded = Secret::new(BASE64.encode(said));
+    joined(&[what, encoded.expose(), "\r\n"])
+}
+
+/// The parts in a row, with room for all of them from the start: what grows leaves copies behind.
+fn joined(parts: &[&str]) -> Secret<String> {
+    let mut whole = Secret::new(String::with_capacity(parts.iter().map(|part| part.len()).sum()));
+    for part in parts {
+        whole.expose_mut().push_str(part);
+    }
+    whole
+}
+
+/// Says a line of a login. lettre's own login would keep the password where nobody overwrites it; the copy of the line that it
+/// hands to the socket, and those that TLS makes, are out of our reach.
+async fn login_step(connection: &mut AsyncSmtpConnection, line: &Secret<String>, expected: u16) -> Result<(), Trouble> {
+    match connection.command(line.expose()).await {
+        Ok(answer) if u16::from(answer.code()) == expected => Ok(()),
+        Ok(_) => Err(Trouble::Protocol),
+        Err(error) => Err(match error.status() {
+            Some(code) if error.is_permanent() => Trouble::LoginRefused { code: code.into() },
+            _ => turned_away(&error),
+        }),
+    }
+}
+
+/// Who logs in must be able to, and must not be overheard.
+fn check_login(config: &SmtpExitConfig) -> Result<(), InvalidSmtpExit> {
+    let (user, password) = match (&config.user, &config.password) {
+        (None, None) => return Ok(()),
+        (Some(user), Some(password)) if !user.is_empty() && !password.expose().is_empty() => (user, password),
+        _ => return Err(InvalidSmtpExit::HalfLogin),
+    };
+    if user.contains('\0') || password.expose().contains('\0') {
+        return Err(InvalidSmtpExit::LoginWithNul);
+    }
+    // Of a name nobody knows yet where it leads, and a proxy is called over the network.
+    let is_here = config.host.parse().is_ok_and(|address: IpAddr| address.is_loopback()) && config.socks.is_none();
+    if is_here || config.tls.proves_the_server() { Ok(()) } else { Err(InvalidSmtpExit::LoginInTheClear) }
+}
+
+/// What stands in the file of certificates, if there is one.
+fn authorities(config: &SmtpExitConfig) -> Result<Option<Vec<u8>>, InvalidSmtpExit> {
+    let Some(path) = &config.ca_file else { return Ok(None) };
+    if !config.tls.proves_the_server() {
+        return Err(InvalidSmtpExit::CaFileUnused);
+    }
+    let read = read_authorities(path);
+    read.map(Some).map_err(|source| InvalidSmtpExit::CaFile { path: path.clone(), source })
+}
+
+fn read_authorities(path: &Path) -> Result<Vec<u8>, BadCaFile> {
+    let mut pem = Vec::new();
+    let file = File::open(path).map_err(BadCaFile::Read)?;
+    file.take(CA_FILE_MAX + 1).read_to_end(&mut pem).map_err(BadCaFile::Read)?;
+    if pem.len() as u64 > CA_FILE_MAX {
+        return Err(BadCaFile::TooLong);
+    }
+    // lettre would take a file without any for one that adds none.
+    if !pem.windows(CERTIFICATE.len()).any(|octets| octets == CERTIFICATE) {
+        return Err(BadCaFile::NoCertificate);
+    }
+    Ok(pem)
+}
+
+fn tls_parameters(
+    config: &SmtpExitConfig,
+    authorities: Option<&[u8]>,
+) -> Result<Option<TlsParameters>, InvalidSmtpExit> {
+    let parameters = TlsParameters::builder(config.host.clone());
+    let parameters = match config.tls {
+        SmtpTls::None => return Ok(None),
+        SmtpTls::Opportunistic => {
+            parameters.dangerous_accept_invalid_certs(true).dangerous_accept_invalid_hostnames(true)
+        }
+        SmtpTls::Required | SmtpTls::Implicit => parameters,
+    };
+    let (Some(pem), Some(path)) = (authorities, &config.ca_file) else {
+        return parameters.build().map(Some).map_err(InvalidSmtpExit::Tls);
+    };
+    let with_them = Certificate::from_pem(pem).and_then(|more| parameters.add_root_certificate(more).build());
+    with_them.map(Some).map_err(|error| {
+        let source = BadCaFile::Certificate(error);
+        InvalidSmtpExit::CaFile { path: path.clone(), source }
+    })
+}
+
+/// Connects from that address, to those of the server's addresses that are of the same kind. Where there are none it is of no use.
+async fn connect_from(address: IpAddr, server: (&str, u16)) -> io::Result<TcpStream> {
+    let mut failure = io::ErrorKind::AddrNotAvailable.into();
+    for server in lookup_host(server).await?.filter(|server| server.is_ipv4() == address.is_ipv4()) {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.bind(SocketAddr::new(address, 0))?;
+        match socket.connect(server).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
 }
 
 /// A conversation with a mail server that waits for a mail.
@@ -230,8 +522,12 @@ impl Conversation {
     }
 
     async fn end(&mut self) {
-        let _ = tokio::time::timeout(QUIT_TIMEOUT, self.connection.abort()).await;
+        quit(&mut self.connection).await;
     }
+}
+
+async fn quit(connection: &mut AsyncSmtpConnection) {
+    let _ = tokio::time::timeout(QUIT_TIMEOUT, connection.abort()).await;
 }
 
 fn late(_: Elapsed) -> DeliverError {
@@ -245,11 +541,16 @@ fn address(mailbox: &Mailbox) -> lettre::Address {
 }
 
 /// Before the server has heard of the mail, its refusal says nothing of the mail.
-fn no_connection(error: lettre::transport::smtp::Error) -> DeliverError {
-    DeliverError::Unavailable(match error.status() {
-        Some(code) => Trouble::TurnedAway { code: code.into() },
-        None => trouble(&error),
-    })
+fn turned_away(error: &lettre::transport::smtp::Error) -> Trouble {
+    error.status().map_or_else(|| trouble(error), |code| Trouble::TurnedAway { code: code.into() })
+}
+
+/// On the way to TLS all that breaks is a handshake, or a certificate: lettre calls both a connection.
+fn no_tls(error: &lettre::transport::smtp::Error) -> Trouble {
+    match turned_away(error) {
+        Trouble::Connection => Trouble::Tls,
+        other => other,
+    }
 }
 
 fn not_taken(error: &lettre::transport::smtp::Error) -> DeliverError {
@@ -265,13 +566,10 @@ fn not_taken(error: &lettre::transport::smtp::Error) -> DeliverError {
 fn trouble(error: &lettre::transport::smtp::Error) -> Trouble {
     if error.is_timeout() {
         Trouble::TimedOut
-    } else if error.is_tls() {
-        Trouble::Tls
     } else if error.is_response() {
         Trouble::Protocol
     } else {
-        // Also STARTTLS that is required and not offered, which lettre takes for the caller's mistake.
-        if error.is_client() { Trouble::Tls } else { Trouble::Connection }
+        Trouble::Connection
     }
 }
 
