@@ -188,11 +188,19 @@ pub(super) struct MailServer {
     failures: u32,
     /// Until when it is not called.
     until: Option<SystemTime>,
+    /// Whether the operator was told of settings that it does not go by.
+    told: bool,
 }
 
 impl MailServer {
     fn is_there(&mut self) {
         *self = Self { looks: self.looks + 1, ..Self::default() };
+    }
+
+    /// Whether to tell the operator that something is for him to mend: once, until it works again. A line for each try would
+    /// tell when there was mail.
+    fn tells(&mut self) -> bool {
+        !std::mem::replace(&mut self.told, true)
     }
 }
 
@@ -457,7 +465,7 @@ impl ExitService {
                 return if server.failures > 0 { Verdict::Untried } else { Verdict::Later(schedule) };
             }
             server.looks += 1;
-            if let Some(fault) = fault.filter(|_| server.failures == 0) {
+            if let Some(fault) = fault.filter(|_| server.tells()) {
                 warn!(error = %fault, "no mail can be delivered: all of it waits until this is mended");
             }
             server.failures = server.failures.saturating_add(1).min(schedule.tries());

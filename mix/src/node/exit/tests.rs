@@ -108,6 +108,8 @@ enum Server {
     HangsInData,
     /// Says that it has too much to do.
     Busy,
+    /// Wants a login first.
+    Locked,
     /// Takes all mail, but that for `grey`, whom it refuses for now.
     Takes,
 }
@@ -118,7 +120,7 @@ impl Server {
         let greeting = match self {
             Self::Hangs => return std::future::pending().await,
             Self::Busy => "421 too busy",
-            Self::HangsInData | Self::Takes => "220 hello",
+            Self::HangsInData | Self::Locked | Self::Takes => "220 hello",
         };
         stream.write_all(format!("{greeting}\r\n").as_bytes()).await?;
         let (mut line, mut in_data) = (String::new(), false);
@@ -126,6 +128,7 @@ impl Server {
             let answer = match line.split_ascii_whitespace().next().unwrap_or_default() {
                 "." => "250 taken",
                 _ if in_data => "",
+                "MAIL" if self == Self::Locked => "530 authentication required",
                 "DATA" => "354 go on",
                 "RCPT" if line.contains("grey") => "450 later",
                 _ => "250 ok",
@@ -246,6 +249,24 @@ async fn mail_server_that_is_away_puts_off_all_mail_and_no_other() {
     assert_eq!(calls.load(Ordering::Relaxed), before, "what comes later waits with the others");
     exited.service.stop.cancel();
     service.await.unwrap();
+}
+
+#[tokio::test]
+async fn mail_waits_until_the_login_is_mended_and_the_operator_is_told_once() {
+    let (exited, _) = exit_to(Server::Locked).await;
+    for _ in 0..LOAD {
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    }
+    let service = tokio::spawn(exited.service.clone().run());
+    until("one failure for all", || exited.attempts() == [1; LOAD]).await;
+    assert!(exited.service.server().told);
+    exited.service.stop.cancel();
+    service.await.unwrap();
+    let mut server = MailServer::default();
+    assert!(server.tells());
+    assert!(!server.tells(), "it was said");
+    server.is_there();
+    assert!(server.tells(), "it had worked again");
 }
 
 #[tokio::test]

@@ -18,6 +18,14 @@ use crate::path::Mailbox;
 /// What is for the operator to mend; names no mail and no recipient.
 pub(super) type Fault = Box<dyn Error + Send + Sync>;
 
+/// A setting that the mail server does not go by. Waiting does not help.
+#[derive(Debug, thiserror::Error)]
+#[error("node.smtp.server.{key}: {trouble}")]
+struct Misset {
+    key: &'static str,
+    trouble: Trouble,
+}
+
 /// The way that mail leaves by.
 pub(in crate::node) enum WayOut {
     /// A mail server.
@@ -54,7 +62,12 @@ pub(super) enum NotTaken {
 impl NotTaken {
     /// The server has heard of no mail yet.
     fn before_the_mail(why: DeliverError) -> Self {
-        if matches!(why, DeliverError::Unavailable(_)) { Self::Away(None) } else { Self::of_the_mail(why) }
+        match why {
+            DeliverError::Unavailable(trouble) => {
+                Self::Away(trouble.key().map(|key| Misset { key, trouble }.into()))
+            }
+            _ => Self::of_the_mail(why),
+        }
     }
 
     /// The server has heard of a recipient, whom a stranger has chosen: what it is slow with, or falls over, need not
@@ -158,5 +171,22 @@ async fn within_grace<T>(stop: &CancellationToken, work: impl Future<Output = T>
     tokio::select! {
         done = work => Some(done),
         () = ends => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operator_is_told_which_setting_the_server_does_not_go_by() {
+        let fault = |trouble| match NotTaken::before_the_mail(DeliverError::Unavailable(trouble)) {
+            NotTaken::Away(fault) => fault.map(|fault| fault.to_string()),
+            _ => panic!("all mail waits"),
+        };
+        let login = fault(Trouble::LoginRefused { code: 535 }).unwrap();
+        assert!(login.starts_with("node.smtp.server.password: ") && login.contains("535"), "{login}");
+        assert!(fault(Trouble::LocalAddress).unwrap().starts_with("node.smtp.server.bind: "));
+        assert_eq!(fault(Trouble::TurnedAway { code: 421 }), None, "nothing of ours to mend");
     }
 }
