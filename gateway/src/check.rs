@@ -144,16 +144,19 @@ pub fn warnings(config: &Config, origins: Option<&Origins>) -> Vec<Warning> {
 
 /// Passwords in a file that others than its owner can read, or write.
 fn warn_of_readers(config: &Config, origins: &Origins, warn: &mut impl FnMut(&'static str, &str)) {
-    const KEY: &str = "gateway.identities";
-    let Origin::File { path, .. } = origins.of(KEY) else { return };
-    let Ok(found) = std::fs::metadata(&path) else { return };
-    let (mode, has_passwords) = (found.mode() & 0o777, !config.gateway.identities.is_empty());
-    if has_passwords && mode & 0o066 != 0 {
-        let path = path.display();
-        warn(
-            KEY,
-            &format!("{path} holds passwords and has mode {mode:04o}, which lets others read it: chmod 600 {path}"),
-        );
+    let identities = ("gateway.identities", !config.gateway.identities.is_empty());
+    let server = ("node.smtp.server.password", config.node.smtp.server.password.is_some());
+    for (key, _) in [identities, server].into_iter().filter(|(_, has_passwords)| *has_passwords) {
+        let Origin::File { path, .. } = origins.of(key) else { continue };
+        let Ok(found) = std::fs::metadata(&path) else { continue };
+        let mode = found.mode() & 0o777;
+        if mode & 0o066 != 0 {
+            let path = path.display();
+            warn(
+                key,
+                &format!("{path} holds passwords and has mode {mode:04o}, which lets others read it: chmod 600 {path}"),
+            );
+        }
     }
 }
 

@@ -69,8 +69,9 @@ const CHANGEABLE: [&str; 28] = [
     "node.fragments",
     "node.stats",
 ];
-/// The key that holds passwords.
+/// The keys that hold passwords.
 const IDENTITIES: &str = "gateway.identities";
+const PASSWORD: &str = "node.smtp.server.password";
 
 /// Whether a key takes effect without a restart.
 fn can_change(key: &str) -> bool {
@@ -244,6 +245,11 @@ impl Service {
             changes.changed.push(IDENTITIES.to_owned());
         }
         changes.settings.gateway.identities = new.gateway.identities;
+        let (old, new) = (&self.config.node.smtp.server.password, new.node.smtp.server.password);
+        if *old != new && !changes.changed.iter().any(|it| it == PASSWORD) {
+            changes.changed.push(PASSWORD.to_owned());
+        }
+        changes.settings.node.smtp.server.password = new;
         self.running.apply(&changes.settings).await.map_err(|e| refusal(Failed::start(e, &origins)))?;
         log::set_level(changes.settings.log.level);
         self.config = changes.settings;

@@ -268,6 +268,10 @@ fn what_cannot_be_meant_is_refused_by_file_line_and_key() {
         ("node.smtp.server", "timeout = \"0s\""),
         ("node.smtp.sendmail", "timeout = \"0s\""),
         ("node.smtp.sendmail", "command = \"/usr/sbin/sendmail\""),
+        ("node.smtp.server", "tls = \"sometimes\""),
+        ("node.smtp.server", "password = \"\""),
+        ("node.smtp.server", "bind = \"mail.example\""),
+        ("node.smtp.server", "socks = \"127.0.0.1\""),
         ("node.smtp.mail", "return_address = \"nobody\""),
         ("node.fragments", "keep = \"0s\""),
         ("directory", "url = \"directory.example\""),
@@ -278,6 +282,8 @@ fn what_cannot_be_meant_is_refused_by_file_line_and_key() {
         let key = format!("{section}.{}", setting.split(' ').next().unwrap());
         assert!(said.contains("bad.toml:2: ") && said.contains(&key), "{section}, {setting}: {said}");
     }
+    let number = complaint("[node.smtp.server]\npassword = 12345\n");
+    assert!(number.contains("node.smtp.server.password") && !number.contains("12345"), "{number}");
     let identity = complaint("[[gateway.identities]]\nname = \"alice\"\npassword = 12345\n");
     assert!(identity.contains("bad.toml:3: ") && identity.contains("password"), "{identity}");
     assert!(!identity.contains("absent") && !identity.contains("12345"), "{identity}");

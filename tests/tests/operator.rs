@@ -307,6 +307,21 @@ fn identities_come_and_go_with_a_reload() {
 }
 
 #[test]
+fn password_of_the_mail_server_changes_with_a_reload_and_is_not_said() {
+    let node = Node::new();
+    let config = |password: &str| {
+        node.config() + &format!("[node.smtp.server]\nuser = \"exit\"\npassword = \"open {password}\"\n")
+    };
+    node.write(&config("sesame"));
+    let mut program = node.start();
+    node.write(&config("barley"));
+    assert_eq!(node.done(&["node", "reload"]), "changed: node.smtp.server.password\n");
+    assert_eq!(node.done(&["node", "reload"]), "nothing has changed\n");
+    program.stop();
+    program.said_nothing_of(&["sesame", "barley"]);
+}
+
+#[test]
 fn check_names_what_must_be_mended_and_what_is_unwise() {
     let node = Node::new();
     let file = node.file();
@@ -470,6 +485,10 @@ fn configuration_with_passwords_that_others_can_read_is_warned_of_by_check_and_a
     program.stop();
     mode(0o600);
     assert!(!node.done(&["node", "check"]).contains("passwords"));
+    node.write(&(node.config() + "[node.smtp.server]\npassword = \"open sesame\"\n"));
+    mode(0o640);
+    let said = node.done(&["node", "check"]);
+    assert!(said.contains(&format!("{}:11: node.smtp.server.password: {words}\n", node.file().display())), "{said}");
     // Without passwords it may be anybody's to read.
     node.write(&node.config());
     mode(0o644);
@@ -517,7 +536,9 @@ fn configuration_that_nobody_names_is_looked_for_where_it_usually_lies() {
 fn configuration_is_shown_with_where_each_value_came_from() {
     let node = Node::new();
     let file = node.file();
-    node.write(&(node.config() + "[[gateway.identities]]\nname = \"alice\"\npassword = \"open sesame\"\n"));
+    let passwords = "[node.smtp.server]\npassword = \"open sesame\"\n\
+                     [[gateway.identities]]\nname = \"alice\"\npassword = \"open sesame\"\n";
+    node.write(&(node.config() + passwords));
     let show = |more: &[&str]| {
         let mut command = node.command(&["config", "show", "--set", "node.contact=me@mix.example"]);
         let output = command.env("MIXGATE_NODE__PORT", "99").args(more).output().unwrap();
@@ -548,6 +569,7 @@ fn configuration_is_shown_with_where_each_value_came_from() {
     assert_eq!(json["node.port"]["value"], 99);
     assert_eq!(json["node.port"]["from"], "environment variable MIXGATE_NODE__PORT");
     assert_eq!(json["gateway.identities"]["value"][0]["password"], "********");
+    assert_eq!(json["node.smtp.server.password"]["value"], "********");
 }
 
 #[test]
