@@ -253,8 +253,8 @@ fn fits(info: &str) -> Result<(), InvalidAddress> {
     if info.len() > MAX_EXIT_INFO_LEN { Err(InvalidAddress::TooLong { len: info.len() }) } else { Ok(()) }
 }
 
-/// Words joined by single dots.
-fn is_dotted_atoms(text: &str) -> bool {
+/// Words joined by single dots: what either side of a mailbox is.
+pub(crate) fn is_dotted_atoms(text: &str) -> bool {
     let in_atom = |c: u8| c.is_ascii_graphic() && !b"()[]<>@,;:\\\".".contains(&c);
     text.split('.').all(|atom| !atom.is_empty() && atom.bytes().all(in_atom))
 }

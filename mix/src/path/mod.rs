@@ -10,6 +10,8 @@ pub mod select;
 pub mod spec;
 pub mod valid;
 
+#[cfg(feature = "node")]
+pub(crate) use address::is_dotted_atoms;
 pub use address::{ExitAddress, InvalidAddress, Mailbox};
 pub use select::{NoPath, Path, PathRequest, select};
 pub use spec::{InvalidPathSpec, PathElement, PathKind, PathSpec};
