@@ -82,7 +82,7 @@ pub fn node(nickname: &str, address: SocketAddr, exit_to: Option<SocketAddr>) ->
     );
     if let Some(server) = exit_to {
         config += &format!(
-            "[node.smtp]\nenabled = true\nretry = {schedule}\n\
+            "[node.smtp]\nenabled = true\nretry = {schedule}\nlimits.per_recipient.mails = 0\n\
              [node.smtp.server]\nhost = \"{}\"\nport = {}\n\
              [node.smtp.mail]\nreturn_address = \"nobody@exit.example\"\n",
             server.ip(),

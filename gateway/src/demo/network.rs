@@ -8,6 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use mix::deliver::limits::LimitsConfig;
 use mix::directory::Directory;
 use mix::net::loopback::LoopbackAddress;
 use mix::node::config::{DummiesConfig, MixRule, MixingConfig, NetworkConfig, NodeConfig, OutgoingConfig};
@@ -359,6 +360,7 @@ fn node_config(home: &Path, state: &State, node: &NodeState, i: usize, interval:
     config.smtp.max_size = MAX_SIZE;
     // Nobody floods anybody here.
     config.smtp.inflate_max = MAX_SIZE;
+    config.smtp.limits = LimitsConfig::none();
     config.smtp.retry = retry;
     config.smtp.server.host = "127.0.0.1".into();
     config.smtp.server.port = state.outside_smtp;

@@ -17,6 +17,7 @@ use super::start::NodeError;
 use crate::deliver::mail::MailWriter;
 use crate::deliver::maildir::{Maildir, NotKept};
 use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::refusals::Refusals;
 use crate::deliver::sendmail::Sendmail;
 use crate::deliver::smtp::SmtpExit;
 use crate::net::bandwidth::Bandwidth;
@@ -180,8 +181,15 @@ fn smtp_way(config: &SmtpDeliveryConfig, message_ids: MessageIds) -> Result<Smtp
     {
         return Err(why.into());
     }
+    let (refusals, limits) = (refusals(config)?, config.limits.clone());
     let SmtpDeliveryConfig { max_size, inflate_max, ref retry, .. } = *config;
-    Ok(SmtpWay { writer, out, max_size, inflate_max, retry: retry.clone(), message_ids })
+    Ok(SmtpWay { writer, out, max_size, inflate_max, retry: retry.clone(), message_ids, refusals, limits })
+}
+
+/// Read anew whenever it is asked for, so that a reload takes a list that has changed.
+pub(super) fn refusals(config: &SmtpDeliveryConfig) -> Result<Refusals, NodeError> {
+    let list = config.refusals.as_deref().map(Refusals::read).transpose()?;
+    Ok(list.unwrap_or_default())
 }
 
 fn mbox_way(config: &MboxDeliveryConfig, mailboxes: Arc<dyn LocalMailboxes<Arrival>>) -> MboxWay {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::retry::{RetrySchedule, RetryStep};
 use crate::batch::{self, DynamicPool, Pool};
+use crate::deliver::limits::LimitsConfig;
 use crate::deliver::mail::MailConfig;
 use crate::deliver::maildir::MaildirConfig;
 use crate::deliver::sendmail::SendmailConfig;
@@ -259,6 +260,10 @@ pub struct SmtpDeliveryConfig {
     pub inflate_max: u64,
     /// When a mail that was not taken is tried again; after the last step it is dropped.
     pub retry: RetrySchedule,
+    /// The file of those who get none, and of those who get it all the same. `None`: nobody is refused.
+    pub refusals: Option<PathBuf>,
+    /// How many mails they get at most.
+    pub limits: LimitsConfig,
     /// Who takes it.
     pub way: Way,
     /// The server that takes the mail.
@@ -279,6 +284,8 @@ impl Default for SmtpDeliveryConfig {
             max_size: 100 * 1024,
             inflate_max: 0,
             retry: RetrySchedule::new(vec![RetryStep { every: hours(7), during: hours(6 * 24) }]),
+            refusals: None,
+            limits: LimitsConfig::default(),
             way: Way::default(),
             server: SmtpExitConfig::default(),
             sendmail: SendmailConfig::default(),

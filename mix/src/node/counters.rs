@@ -122,6 +122,10 @@ counters! {
     delivered,
     /// Messages that could not be delivered and were given up.
     undeliverable,
+    /// Those of them that the list of refusals forbids.
+    refused,
+    /// Times that a mail was put off since its recipient, its domain or all together had as many as the limits let through.
+    limited,
     /// The user's mails that became packets.
     packed,
     /// The user's mails that could not become packets.

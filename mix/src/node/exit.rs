@@ -31,8 +31,10 @@ use super::durable;
 use super::retry::RetrySchedule;
 use crate::crypto::pk::PrivateKey;
 use crate::crypto::{CounterRng, DIGEST_LEN, Digest, Keyset, sha1};
+use crate::deliver::limits::{Limits, LimitsConfig, OverLimit};
 use crate::deliver::mail::{Content, Heading, MailWriter, as_text};
 use crate::deliver::mbox::{LocalMailboxes, NotDelivered};
+use crate::deliver::refusals::Refusals;
 use crate::packet::RoutingType;
 use crate::path::Mailbox;
 use crate::payload::compress::{InvalidCompression, decompress, expansion_limit};
@@ -83,6 +85,9 @@ pub(super) struct SmtpWay {
     pub(super) inflate_max: u64,
     pub(super) retry: RetrySchedule,
     pub(super) message_ids: MessageIds,
+    /// Who gets none.
+    pub(super) refusals: Refusals,
+    pub(super) limits: LimitsConfig,
 }
 
 /// Gives each mail its Message-ID: the same for each attempt at one delivery, and no other. Should a crash make the outside
@@ -175,6 +180,8 @@ pub(super) struct ExitService {
     /// Each delivery goes by what holds when it begins.
     pub(super) ways: watch::Receiver<Ways>,
     pub(super) server: Arc<Mutex<MailServer>>,
+    /// Who has had how many mails. A reload forgets none of it.
+    pub(super) limits: Arc<Mutex<Limits>>,
     /// Whether there may be messages of which enough fragments are here; true at the start.
     pub(super) some_ready: Arc<AtomicBool>,
 }
@@ -230,6 +237,8 @@ enum Verdict {
     Undeliverable,
     /// Try again by this schedule.
     Later(RetrySchedule),
+    /// A limit does not let it through yet. Try again by the schedule of e-mail, and no sooner than after this time.
+    NotYet(Duration),
     /// Nothing was tried: the process ends, or the mail server was found to be away. It stays as it is.
     Untried,
 }
@@ -392,15 +401,21 @@ impl ExitService {
                 durable::note(&self.db, &self.stop, move |tx| queue::delivered(tx, id)).await;
             }
             Verdict::Undeliverable => self.give_up(id).await,
-            Verdict::Later(schedule) => match schedule.wait_after(failures) {
-                Some(wait) => {
-                    let next = self.even.now() + wait;
-                    durable::note(&self.db, &self.stop, move |tx| queue::postpone(tx, id, next)).await;
-                }
-                None => self.give_up(id).await,
-            },
+            Verdict::Later(schedule) => self.put_off(id, schedule.wait_after(failures)).await,
+            // By the schedule too: else all that waits for one place would spend a try on it.
+            Verdict::NotYet(least) => {
+                let wait = self.ways.borrow().smtp_retry.wait_after(failures);
+                self.put_off(id, wait.map(|wait| wait.max(least))).await;
+            }
             Verdict::Untried => {}
         }
+    }
+
+    /// Leaves it for so long, or gives it up when its time is over.
+    async fn put_off(&self, id: crate::store::queue::ExitId, wait: Option<Duration>) {
+        let Some(wait) = wait else { return self.give_up(id).await };
+        let next = self.even.now() + wait;
+        durable::note(&self.db, &self.stop, move |tx| queue::postpone(tx, id, next)).await;
     }
 
     async fn give_up(&self, id: crate::store::queue::ExitId) {
@@ -409,7 +424,8 @@ impl ExitService {
         durable::note(&self.db, &self.stop, move |tx| queue::give_up(tx, id)).await;
     }
 
-    /// Hands a message to the mail server, or to what stands in its place.
+    /// Hands a message to the mail server, or to what stands in its place, if its recipient is to have it and has not had
+    /// enough.
     async fn mail(&self, item: ExitItem) -> Verdict {
         let Ways { smtp, smtp_retry, .. } = self.ways.borrow().clone();
         let Some(way) = smtp else {
@@ -418,6 +434,29 @@ impl ExitService {
         };
         let to = std::str::from_utf8(&item.address).ok().and_then(|address| Mailbox::parse(address).ok());
         let Some(to) = to else { return Verdict::Undeliverable };
+        if way.refusals.refuse(&to) {
+            self.counters.refused(1);
+            return Verdict::Undeliverable;
+        }
+        let place = match self.limits().take(&way.limits, &to, self.even.now()) {
+            Ok(place) => place,
+            Err(OverLimit(wait)) => {
+                self.counters.limited(1);
+                return Verdict::NotYet(wait);
+            }
+        };
+        let verdict = self.mail_to(way, to, item).await;
+        if !matches!(verdict, Verdict::Delivered) {
+            self.limits().give_back(&place);
+        }
+        verdict
+    }
+
+    fn limits(&self) -> MutexGuard<'_, Limits> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn mail_to(&self, way: Arc<SmtpWay>, to: Mailbox, item: ExitItem) -> Verdict {
         let (writer, recipient, now) = (Arc::clone(&way), to.clone(), self.world.now());
         let written = spawn_blocking(move || {
             let key = delivery_key(&item);

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::changes::{Changes, Deliveries, bandwidth, check_access, rhythm, way_out};
+use super::changes::{Changes, Deliveries, bandwidth, check_access, refusals, rhythm, way_out};
 use super::clock::{Even, World};
 use super::config::{MixRule, NetworkConfig, NodeConfig, OutgoingConfig};
 use super::control::{Inner, NodeControl};
@@ -31,9 +31,11 @@ use super::stats::Clerk;
 use crate::batch::{InvalidPool, Pool};
 use crate::crypto::pk::InvalidKey;
 use crate::crypto::{KeyId, Passphrase};
+use crate::deliver::limits::Limits;
 use crate::deliver::mail::NoReturnAddress;
 use crate::deliver::maildir::InvalidMaildir;
 use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::refusals::RefusalsError;
 use crate::deliver::sendmail::InvalidSendmail;
 use crate::deliver::smtp::InvalidSmtpExit;
 use crate::directory::descriptor::Descriptor;
@@ -128,6 +130,9 @@ pub enum NodeError {
     /// Delivery into a folder.
     #[error("node.smtp.maildir")]
     Maildir(#[from] InvalidMaildir),
+    /// The list of whom not to deliver to.
+    #[error("node.smtp.refusals")]
+    Refusals(#[from] RefusalsError),
     /// `node.mbox.enabled` without a gateway in the same process.
     #[error("node.mbox is enabled, but there is no gateway in this process whose identities could get the mail")]
     NoMailboxes,
@@ -166,6 +171,7 @@ impl NodeError {
             | Self::Smtp(_)
             | Self::Sendmail(_)
             | Self::Maildir(_)
+            | Self::Refusals(_)
             | Self::Fragments
             | Self::KeyPlan(_)
             | Self::NoPassphrase
@@ -196,6 +202,7 @@ impl NodeError {
             Self::Smtp(_) => "node.smtp.server",
             Self::Sendmail(_) => "node.smtp.sendmail.command",
             Self::Maildir(_) => "node.smtp.maildir.path",
+            Self::Refusals(_) => "node.smtp.refusals",
             Self::NoMailboxes => "node.mbox.enabled",
             Self::Fragments => "node.fragments.max_size",
             _ => return None,
@@ -423,6 +430,7 @@ impl Crew<'_> {
             stop: self.stop.clone(),
             ways: self.changes.ways.subscribe(),
             server: Arc::default(),
+            limits: Arc::new(Mutex::new(Limits::new(&mut self.world.dice()))),
             some_ready: Arc::new(true.into()),
         };
         self.tasks.spawn(service.run());
@@ -552,7 +560,7 @@ pub fn weaknesses(config: &NodeConfig) -> Vec<&'static str> {
     alpha.into_iter().chain(config.elsewhere.iter().copied()).chain(own).collect()
 }
 
-/// Looks at the settings of a node as its start does, without a disk, a port or a key.
+/// Looks at the settings of a node as its start does, without a port or a key, and on disk at the list of refusals alone.
 ///
 /// # Errors
 /// [`NodeError`] for which [`NodeError::is_configuration`] is true.
@@ -570,6 +578,7 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
     }
     if config.smtp.enabled {
         way_out(&config.smtp)?;
+        refusals(&config.smtp)?;
     }
     if config.mbox.enabled && !has_mailboxes {
         return Err(NodeError::NoMailboxes);

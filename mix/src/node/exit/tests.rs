@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicUsize;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use super::*;
+use crate::deliver::limits::MailLimit;
 use crate::deliver::mail::MailConfig;
 use crate::deliver::smtp::{SmtpExit, SmtpExitConfig};
 use crate::node::retry::RetryStep;
@@ -65,6 +66,7 @@ fn exit() -> Exited {
         stop: CancellationToken::new(),
         ways: ways(mailbox.clone(), 100_000),
         server: Arc::default(),
+        limits: Arc::new(Mutex::new(Limits::new(&mut World::real().dice()))),
         some_ready: Arc::default(),
     };
     Exited { service, mailbox, _home: home }
@@ -148,6 +150,11 @@ impl Server {
 
 /// An exit whose mail server is at hand, and how often that was called.
 async fn exit_to(server: Server) -> (Exited, Arc<AtomicUsize>) {
+    exit_by(server, |_| {}).await
+}
+
+/// As [`exit_to`], by a way that is changed like this.
+async fn exit_by(server: Server, change: impl FnOnce(&mut SmtpWay)) -> (Exited, Arc<AtomicUsize>) {
     let mut exited = exit();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -164,8 +171,9 @@ async fn exit_to(server: Server) -> (Exited, Arc<AtomicUsize>) {
     way.retry = RetrySchedule::new(vec![RetryStep { every: hour, during: 3 * hour }]);
     let config = SmtpExitConfig { port, ..SmtpExitConfig::default() };
     way.out = WayOut::SmartHost(SmtpExit::new(&config, way.writer.return_address()).unwrap());
-    let ways = exited.service.ways.borrow().clone();
-    exited.service.ways = watch::channel(Ways { smtp: Some(Arc::new(way)), ..ways }).1;
+    change(&mut way);
+    let (ways, smtp_retry) = (exited.service.ways.borrow().clone(), way.retry.clone());
+    exited.service.ways = watch::channel(Ways { smtp: Some(Arc::new(way)), smtp_retry, ..ways }).1;
     (exited, calls)
 }
 
@@ -434,7 +442,8 @@ fn smtp_way(max_size: u64, inflate_max: u64) -> SmtpWay {
     let writer = MailWriter::new(mail).unwrap();
     let out = WayOut::SmartHost(SmtpExit::new(&SmtpExitConfig::default(), writer.return_address()).unwrap());
     let message_ids = MessageIds(Arc::new(Secret::new([7; DIGEST_LEN])));
-    SmtpWay { writer, out, max_size, inflate_max, retry: RetrySchedule::new(Vec::new()), message_ids }
+    let (retry, refusals, limits) = (RetrySchedule::new(Vec::new()), Refusals::default(), LimitsConfig::none());
+    SmtpWay { writer, out, max_size, inflate_max, retry, message_ids, refusals, limits }
 }
 
 fn written(way: &SmtpWay, len: usize) -> Option<String> {
@@ -509,4 +518,94 @@ async fn what_cannot_be_delivered_now_is_postponed_and_given_up_at_the_end_of_th
     service.deliver_all(due_at(&service, later + Duration::from_secs(60))).await;
     assert_eq!(service.counters.snapshot().undeliverable, 1);
     assert_eq!(service.db.read(queue::count).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn mail_for_whoever_is_refused_is_dropped_before_any_server_is_called_and_other_mail_is_not() {
+    let list = b"Deny allhosts example.org\nAllow address bob@example.org\n";
+    let refusals = Refusals::parse(list).unwrap();
+    let (exited, calls) = exit_by(Server::Takes, |way| way.refusals = refusals).await;
+    let service = tokio::spawn(exited.service.clone().run());
+    exited.queue(RoutingType::SMTP, "eve@mail.example.org", b"\ntext");
+    exited.queue(RoutingType::SMTP, "Ann@EXAMPLE.org", b"\ntext");
+    exited.ring();
+    let counts = || exited.service.counters.snapshot();
+    until("both are dropped", || counts().undeliverable == 2).await;
+    assert_eq!((counts().refused, counts().delivered, calls.load(Ordering::Relaxed)), (2, 0, 0));
+    exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    exited.queue(RoutingType::SMTP, "eve@example.net", b"\ntext");
+    exited.ring();
+    until("mail for bob and eve", || counts().delivered == 2).await;
+    exited.service.stop.cancel();
+    service.await.unwrap();
+    assert_eq!((counts().refused, counts().undeliverable, calls.load(Ordering::Relaxed)), (2, 2, 2));
+    assert_eq!(exited.attempts(), [0; 0]);
+}
+
+/// Two mails an hour to each recipient.
+fn two_an_hour() -> LimitsConfig {
+    let per_recipient = MailLimit { mails: 2, per: Duration::from_secs(3600) };
+    LimitsConfig { per_recipient, ..LimitsConfig::none() }
+}
+
+#[tokio::test]
+async fn mail_over_a_limit_waits_and_passes_when_its_time_has_come() {
+    let (mut exited, _) = exit_by(Server::Takes, |way| way.limits = two_an_hour()).await;
+    for _ in 0..3 {
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    }
+    exited.queue(RoutingType::SMTP, "eve@example.org", b"\ntext");
+    exited.deliver_all().await;
+    let counts = || exited.service.counters.snapshot();
+    assert_eq!((counts().delivered, counts().limited, counts().undeliverable), (3, 1, 0));
+    assert_eq!(exited.attempts(), [1], "it waits by the schedule");
+    let later = SystemTime::now() + Duration::from_secs(3601);
+    exited.service.even = Even::set(later);
+    let due = exited.service.db.read(|view| queue::due(view, later, 10)).unwrap();
+    exited.service.deliver_all(due).await;
+    let counts = exited.service.counters.snapshot();
+    assert_eq!((counts.delivered, counts.limited, counts.undeliverable), (4, 1, 0));
+}
+
+#[tokio::test]
+async fn mail_over_a_limit_waits_for_its_place_longer_than_the_schedule_says() {
+    let per_recipient = MailLimit { mails: 1, per: Duration::from_secs(2 * 3600) };
+    let limits = LimitsConfig { per_recipient, ..LimitsConfig::none() };
+    let (exited, _) = exit_by(Server::Takes, |way| way.limits = limits).await;
+    exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    exited.deliver_all().await;
+    let due_in = |minutes: u64| {
+        let then = SystemTime::now() + Duration::from_secs(60 * minutes);
+        exited.service.db.read(|view| queue::due(view, then, 10)).unwrap().len()
+    };
+    assert_eq!((due_in(118), due_in(121)), (0, 1));
+}
+
+#[tokio::test]
+async fn mail_that_is_over_its_limit_at_the_end_of_the_schedule_is_dropped() {
+    let (exited, calls) = exit_by(Server::Takes, |way| way.limits = two_an_hour()).await;
+    for _ in 0..3 {
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    }
+    exited.deliver_all().await;
+    let all = SystemTime::now() + Duration::from_secs(30 * 24 * 3600);
+    for _ in 0..3 {
+        let due = exited.service.db.read(|view| queue::due(view, all, 10)).unwrap();
+        exited.service.deliver_all(due).await;
+    }
+    let counts = exited.service.counters.snapshot();
+    assert_eq!((counts.delivered, counts.limited, counts.undeliverable), (2, 4, 1));
+    assert_eq!((exited.attempts(), calls.load(Ordering::Relaxed)), (vec![], 2));
+}
+
+#[tokio::test]
+async fn mail_that_the_server_did_not_take_counts_towards_no_limit() {
+    let (exited, calls) = exit_by(Server::Takes, |way| way.limits = two_an_hour()).await;
+    for _ in 0..3 {
+        // One after the other: each has its place for as long as it is tried.
+        exited.queue(RoutingType::SMTP, "grey@example.org", b"\ntext");
+        exited.deliver_all().await;
+    }
+    assert_eq!((exited.service.counters.snapshot().limited, calls.load(Ordering::Relaxed)), (0, 3));
 }

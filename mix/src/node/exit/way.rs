@@ -63,9 +63,7 @@ impl NotTaken {
     /// The server has heard of no mail yet.
     fn before_the_mail(why: DeliverError) -> Self {
         match why {
-            DeliverError::Unavailable(trouble) => {
-                Self::Away(trouble.key().map(|key| Misset { key, trouble }.into()))
-            }
+            DeliverError::Unavailable(trouble) => Self::Away(trouble.key().map(|key| Misset { key, trouble }.into())),
             _ => Self::of_the_mail(why),
         }
     }

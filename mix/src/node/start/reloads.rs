@@ -326,3 +326,30 @@ async fn mail_leaves_by_another_way_after_a_reload_and_a_folder_that_others_can_
     until("mail for bob", || std::fs::read_dir(&new).is_ok_and(|new| new.count() == 1)).await;
     story.end().await;
 }
+
+#[tokio::test]
+async fn list_of_refusals_is_read_at_each_reload_and_one_with_a_mistake_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("refusals");
+    std::fs::write(&list, "Deny user bob\n").unwrap();
+    let named = list.clone();
+    let mut story = Story::begin(
+        |config| {
+            config.smtp.enabled = true;
+            config.smtp.mail.return_address = Mailbox::parse("nobody@exit.example").ok();
+            config.smtp.refusals = Some(named);
+        },
+        |_| {},
+    )
+    .await;
+    let ways = story.running.control.0.changes.ways.subscribe();
+    let refuses = |to: &str| ways.borrow().smtp.as_ref().unwrap().refusals.refuse(&Mailbox::parse(to).unwrap());
+    assert_eq!((refuses("bob@x.y"), refuses("eve@x.y")), (true, false));
+    std::fs::write(&list, "Deny user eve\n").unwrap();
+    story.reload(|_| {});
+    assert_eq!((refuses("bob@x.y"), refuses("eve@x.y")), (false, true));
+    std::fs::write(&list, "Deny everybody\n").unwrap();
+    assert!(matches!(story.running.control.apply(&story.config), Err(NodeError::Refusals(_))));
+    assert_eq!((refuses("bob@x.y"), refuses("eve@x.y")), (false, true));
+    story.end().await;
+}

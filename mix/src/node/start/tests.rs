@@ -226,3 +226,28 @@ async fn worker_that_hangs_and_store_that_is_gone_are_no_progress() {
     running.ended().await;
     assert!(!control.progress(&mut seen).await, "the store is closed");
 }
+
+#[test]
+fn list_of_refusals_with_a_mistake_is_refused_by_file_and_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("refusals");
+    let mut config = NodeConfig { nickname: "Alice".into(), ..NodeConfig::default() };
+    config.smtp.enabled = true;
+    config.smtp.mail.return_address = crate::path::Mailbox::parse("nobody@exit.example").ok();
+    config.smtp.refusals = Some(list.clone());
+    let missing = check(&config, false).unwrap_err();
+    assert!(matches!(missing, NodeError::Refusals(RefusalsError::Unreadable { .. })), "{missing:?}");
+    std::fs::write(&list, "Deny user bob\nDeny host example.org\n").unwrap();
+    let refused = check(&config, false).unwrap_err();
+    assert!(refused.is_configuration());
+    assert_eq!(refused.key(), Some("node.smtp.refusals"));
+    let said = crate::node::network::describe(&refused);
+    let kinds = "`address`, `user`, `onehost`, `allhosts`, `pattern`";
+    let expected = format!("node.smtp.refusals: {}: line 2: found `host`, expected one of {kinds}", list.display());
+    assert_eq!(said, expected);
+    std::fs::write(&list, "Deny user bob\n").unwrap();
+    check(&config, false).unwrap();
+    std::fs::write(&list, "Deny user\n").unwrap();
+    config.smtp.enabled = false;
+    check(&config, false).unwrap();
+}
