@@ -1,19 +1,21 @@
 //! What of a running node changes when its settings do: each group of them, without a restart.
 
 use std::fs::Permissions;
-use std::net::TcpListener;
+use std::future::pending;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::*;
 use crate::deliver::mbox::NotDelivered;
 use crate::net::addresses::Access;
 use crate::net::connect::{ConnectConfig, Outcome, Unit, deliver};
+use crate::net::listen::{PacketSink, Refused};
 use crate::node::config::{DummiesConfig, Way};
 use crate::node::retry::{RetrySchedule, RetryStep};
 use crate::node::testing::{PATIENCE, Taking, hop, listening, network, noon_world};
@@ -143,6 +145,48 @@ async fn mix_that_the_rules_forbade_is_reached_when_they_do_not_any_more() {
     until("a try that the rules forbid", || counters.snapshot().denied > 0).await;
     story.reload(|config| config.outgoing.access = Access::default());
     until("the packet", || counters.snapshot().relayed == 1).await;
+    story.end().await;
+}
+
+/// A mix that takes packets and never says so; it says when it has heard of the first.
+struct Silent(watch::Sender<bool>);
+
+impl PacketSink for Silent {
+    async fn store(&self, _: Packet) -> Result<(), Refused> {
+        self.0.send_replace(true);
+        pending().await
+    }
+
+    async fn forget(&self, _: Packet) -> Result<(), Refused> {
+        pending().await
+    }
+}
+
+#[tokio::test]
+async fn link_to_a_mix_that_the_rules_forbid_from_now_on_is_cut() {
+    let mut story = Story::begin(|_| {}, |_| {}).await;
+    let (has_it, mut heard) = watch::channel(false);
+    let mix = SocketAddr::from(([127, 0, 0, 1], listening(2, Silent(has_it), &story.stop).await));
+    // Between them stands who sees the node hang up.
+    let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let next = NextHop::Host(hop(2, between.local_addr().unwrap().port()).route);
+    let link = tokio::spawn(async move {
+        let (near, _) = between.accept().await.unwrap();
+        let (mut from_node, mut to_node) = near.into_split();
+        let (mut from_mix, mut to_mix) = TcpStream::connect(mix).await.unwrap().into_split();
+        tokio::select! {
+            _ = tokio::io::copy(&mut from_node, &mut to_mix) => {}
+            _ = tokio::io::copy(&mut from_mix, &mut to_node) => panic!("the mix hung up"),
+        }
+    });
+    story.running.db.write(move |tx| pool::insert(tx, &PoolItem::Relay { next, packet: packet() })).unwrap();
+    timeout(PATIENCE, heard.wait_for(|has_it| *has_it)).await.unwrap().unwrap();
+    assert!(!link.is_finished());
+    story.reload(|config| config.outgoing.access = access(&["deny 127.0.0.1", "allow * 1-65535"]));
+    timeout(PATIENCE, link).await.expect("the node hangs up").unwrap();
+    let counters = story.counters.clone();
+    until("it is counted", || counters.snapshot().denied > 0).await;
+    assert_eq!(counters.snapshot().relayed, 0);
     story.end().await;
 }
 
@@ -298,7 +342,7 @@ async fn mail_that_waits_when_its_delivery_is_switched_off_is_kept_and_so_is_wha
 
 #[tokio::test]
 async fn mail_leaves_by_another_way_after_a_reload_and_a_folder_that_others_can_write_changes_nothing() {
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut story = Story::begin(
         |config| {
             config.smtp.enabled = true;
