@@ -166,7 +166,7 @@ fn ways(config: &NodeConfig, deliveries: &Deliveries) -> Result<Ways, NodeError>
 pub(super) fn way_out(config: &SmtpDeliveryConfig) -> Result<(MailWriter, WayOut), NodeError> {
     let writer = MailWriter::new(config.mail.clone())?;
     let out = match config.way {
-        Way::Smarthost => WayOut::SmartHost(SmtpExit::new(&config.server, writer.return_address())?),
+        Way::Smarthost => WayOut::SmartHost(Box::new(SmtpExit::new(&config.server, writer.return_address())?)),
         Way::Sendmail => WayOut::Sendmail(Sendmail::new(&config.sendmail)?),
         Way::Maildir => WayOut::Maildir(Maildir::new(&config.maildir)?),
     };

@@ -170,7 +170,7 @@ async fn exit_by(server: Server, change: impl FnOnce(&mut SmtpWay)) -> (Exited, 
     let hour = Duration::from_secs(3600);
     way.retry = RetrySchedule::new(vec![RetryStep { every: hour, during: 3 * hour }]);
     let config = SmtpExitConfig { port, ..SmtpExitConfig::default() };
-    way.out = WayOut::SmartHost(SmtpExit::new(&config, way.writer.return_address()).unwrap());
+    way.out = WayOut::SmartHost(Box::new(SmtpExit::new(&config, way.writer.return_address()).unwrap()));
     change(&mut way);
     let (ways, smtp_retry) = (exited.service.ways.borrow().clone(), way.retry.clone());
     exited.service.ways = watch::channel(Ways { smtp: Some(Arc::new(way)), smtp_retry, ..ways }).1;
@@ -440,7 +440,7 @@ async fn payload_that_is_no_fragment_is_dropped_where_fragments_are_expected() {
 fn smtp_way(max_size: u64, inflate_max: u64) -> SmtpWay {
     let mail = MailConfig { return_address: Mailbox::parse("nobody@exit.example").ok(), ..MailConfig::default() };
     let writer = MailWriter::new(mail).unwrap();
-    let out = WayOut::SmartHost(SmtpExit::new(&SmtpExitConfig::default(), writer.return_address()).unwrap());
+    let out = WayOut::SmartHost(Box::new(SmtpExit::new(&SmtpExitConfig::default(), writer.return_address()).unwrap()));
     let message_ids = MessageIds(Arc::new(Secret::new([7; DIGEST_LEN])));
     let (retry, refusals, limits) = (RetrySchedule::new(Vec::new()), Refusals::default(), LimitsConfig::none());
     SmtpWay { writer, out, max_size, inflate_max, retry, message_ids, refusals, limits }

@@ -29,7 +29,7 @@ struct Misset {
 /// The way that mail leaves by.
 pub(in crate::node) enum WayOut {
     /// A mail server.
-    SmartHost(SmtpExit),
+    SmartHost(Box<SmtpExit>),
     /// A program.
     Sendmail(Sendmail),
     /// A folder.
