@@ -4,18 +4,17 @@
 //! One try: when to try again is `crate::node`'s to say. No shell reads the command, and what the program prints goes
 //! nowhere: it often repeats the recipient.
 
-use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::fs::File;
+use std::io::{self, Seek as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::unix::pipe::pipe;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
@@ -60,7 +59,7 @@ pub enum InvalidSendmail {
 /// Why a mail was not delivered. Nothing in it tells who was to have it.
 #[derive(Debug, thiserror::Error)]
 pub enum NotSent {
-    /// There is no such program, or it may not be run, or the system can start no more.
+    /// There is no such program, or it may not be run.
     #[error("{program}: {source}")]
     NotStarted {
         /// Which.
@@ -77,7 +76,7 @@ pub enum NotSent {
     /// The program did not take the mail for now.
     #[error("the program did not take the mail for now")]
     NotNow {
-        /// Its exit status; without one, it was killed, or did not get the mail.
+        /// Its exit status; without one, it was killed, or the system could start no more programs.
         status: Option<i32>,
     },
     /// It took longer than the settings allow.
@@ -115,37 +114,23 @@ impl Sendmail {
     /// # Errors
     /// [`NotSent`]. After [`NotSent::TimedOut`] the program may have taken the mail all the same.
     pub async fn hand_over(&self, from: &Mailbox, to: &Mailbox, mail: &[u8]) -> Result<(), NotSent> {
-        let not_started = |source| NotSent::NotStarted { program: self.program.clone(), source };
-        let (sender, receiver) = pipe().map_err(not_started)?;
-        // Declared before the guard, which therefore acts first: were the pipe closed while the program lives, that would
-        // take half a mail for a whole one.
-        let mut sender = Some(sender);
-        let stdin = receiver.into_blocking_fd().map_err(not_started)?;
-        let child = self.command(from, to, stdin).spawn().map_err(not_started)?;
-        let (_guard, mut ended) = guarded(child);
-        let fed = async {
-            if let Some(sender) = &mut sender {
-                sender.write_all(&with_line_feeds(mail)).await?;
-            }
-            // It has the whole mail, and hears so.
-            drop(sender.take());
-            Ok::<(), io::Error>(())
-        };
-        let work = async {
-            tokio::select! {
-                fed = fed => match fed {
-                    // If it does not read all of it, its exit status says what it makes of that.
-                    Err(e) if e.kind() != ErrorKind::BrokenPipe => return Err(NotSent::NotNow { status: None }),
-                    _ => {}
-                },
-                ended = &mut ended => return verdict(ended.ok().and_then(Result::ok)),
-            }
-            verdict(ended.await.ok().and_then(Result::ok))
-        };
-        timeout(self.timeout, work).await.unwrap_or(Err(NotSent::TimedOut))
+        let stdin = in_memory(&with_line_feeds(mail)).map_err(|source| self.not_started(source))?;
+        let child = self.command(from, to, stdin).spawn().map_err(|source| self.not_started(source))?;
+        let (_guard, ended) = guarded(child);
+        let ended = timeout(self.timeout, ended).await.map_err(|_| NotSent::TimedOut)?;
+        verdict(ended.ok().and_then(Result::ok))
     }
 
-    fn command(&self, from: &Mailbox, to: &Mailbox, stdin: OwnedFd) -> Command {
+    fn not_started(&self, source: io::Error) -> NotSent {
+        // It is there, and can be started when others have ended.
+        let for_now = [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM];
+        if Errno::from_io_error(&source).is_some_and(|errno| for_now.contains(&errno)) {
+            return NotSent::NotNow { status: None };
+        }
+        NotSent::NotStarted { program: self.program.clone(), source }
+    }
+
+    fn command(&self, from: &Mailbox, to: &Mailbox, stdin: File) -> Command {
         let mut command = Command::new(&self.program);
         // A recipient that begins with a hyphen is no option, and a dot alone on a line ends nothing.
         command.args(&self.arguments).args(["-i", "-f", from.as_str(), "--", to.as_str()]);
@@ -153,6 +138,15 @@ impl Sendmail {
         command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         command
     }
+}
+
+/// The mail as a file that lies in memory. Through a pipe a program whose caller is killed would take half a mail for a whole
+/// one; here it begins with all of it.
+fn in_memory(mail: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("mail", MemfdFlags::CLOEXEC)?);
+    file.write_all(mail)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// What the exit status says of the mail.
@@ -200,6 +194,7 @@ fn reap(mut child: Child, gone: &Mutex<bool>) -> io::Result<ExitStatus> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::ErrorKind;
     use std::path::Path;
 
     use super::*;
@@ -315,9 +310,7 @@ mod tests {
             tokio::time::advance(PATIENCE).await;
             tokio::time::resume();
         };
-        // More than a pipe holds: it must not get the end of what it was not given.
-        let mail = b"0123456789\r\n".repeat(100_000);
-        let (outcome, ()) = tokio::join!(program.take(&mail), its_time_ends);
+        let (outcome, ()) = tokio::join!(program.take(MAIL), its_time_ends);
         assert!(matches!(outcome, Err(NotSent::TimedOut)), "{outcome:?}");
         let (pid, child) = (program.wrote("pid"), program.wrote("child"));
         until("both gone", || !runs(&pid) && !runs(&child)).await;
@@ -343,6 +336,17 @@ mod tests {
         let child = program.wrote("child");
         assert!(runs(&child), "it may have the mail");
         kill_process(Pid::from_raw(child.trim().parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_program_leaves_behind_reads_all_of_the_mail_and_never_half() {
+        let later = "while [ ! -e go ]; do sleep 0.01; done; cat <&3 > mail.new; mv mail.new mail";
+        let program = program(&format!("exec 3<&0; ({later}) & exit 0"), PATIENCE);
+        // More than a pipe holds.
+        program.take(&b"0123456789\r\n".repeat(100_000)).await.unwrap();
+        fs::write(program.home.path().join("go"), "").unwrap();
+        until("a mail", || program.home.path().join("mail").exists()).await;
+        assert_eq!(program.wrote("mail").len(), 11 * 100_000);
     }
 
     #[tokio::test]
