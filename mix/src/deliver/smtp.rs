@@ -233,9 +233,8 @@ impl Trouble {
             Self::LoginRefused { .. } => Some("password"),
             Self::NoLogin | Self::LoginWanted => Some("user"),
             Self::LocalAddress => Some("bind"),
-            Self::Connection | Self::TimedOut | Self::Tls | Self::TurnedAway { .. } | Self::Protocol | Self::Proxy => {
-                None
-            }
+            Self::Tls => Some("tls"),
+            Self::Connection | Self::TimedOut | Self::TurnedAway { .. } | Self::Protocol | Self::Proxy => None,
         }
     }
 }
@@ -290,7 +289,7 @@ impl SmtpExit {
             timeout_at(deadline, self.connect()).await.map_err(late)?.map_err(DeliverError::Unavailable)?;
         let mut conversation = Conversation { connection, deadline };
         match conversation.say(Mail::new(Some(address(from)), Vec::new())).await {
-            Err(DeliverError::Permanent { code: LOGIN_WANTED }) => Err(DeliverError::Unavailable(Trouble::LoginWanted)),
+            Err(DeliverError::Transient { code: LOGIN_WANTED }) => Err(DeliverError::Unavailable(Trouble::LoginWanted)),
             said => said.map(|()| conversation),
         }
     }
@@ -557,6 +556,8 @@ fn not_taken(error: &lettre::transport::smtp::Error) -> DeliverError {
     match error.status().map(u16::from) {
         // 421: the server is about to close, whatever the mail (RFC 5321 3.8).
         Some(code @ 421) => DeliverError::Unavailable(Trouble::TurnedAway { code }),
+        // It wants a login, and said so late (RFC 4954 6): no fault of the mail.
+        Some(code @ LOGIN_WANTED) => DeliverError::Transient { code },
         Some(code) if error.is_permanent() => DeliverError::Permanent { code },
         Some(code) => DeliverError::Transient { code },
         None => DeliverError::Unavailable(trouble(error)),

@@ -162,7 +162,7 @@ fn ways(config: &NodeConfig, deliveries: &Deliveries) -> Result<Ways, NodeError>
     Ok(Ways { smtp, smtp_retry: config.smtp.retry.clone(), mbox, fragments: config.fragments.clone() })
 }
 
-/// How e-mail leaves, by the settings of the chosen way alone. Nothing is touched yet.
+/// How e-mail leaves, by the settings of the chosen way alone. Nothing is changed yet.
 pub(super) fn way_out(config: &SmtpDeliveryConfig) -> Result<(MailWriter, WayOut), NodeError> {
     let writer = MailWriter::new(config.mail.clone())?;
     let out = match config.way {
@@ -175,13 +175,13 @@ pub(super) fn way_out(config: &SmtpDeliveryConfig) -> Result<(MailWriter, WayOut
 
 fn smtp_way(config: &SmtpDeliveryConfig, message_ids: MessageIds) -> Result<SmtpWay, NodeError> {
     let (writer, out) = way_out(config)?;
+    let (refusals, limits) = (refusals(config)?, config.limits.clone());
     if let WayOut::Maildir(maildir) = &out
         // Anything else than its mode may pass by itself: until then mail waits.
         && let Err(NotKept::Invalid(why)) = maildir.prepare()
     {
         return Err(why.into());
     }
-    let (refusals, limits) = (refusals(config)?, config.limits.clone());
     let SmtpDeliveryConfig { max_size, inflate_max, ref retry, .. } = *config;
     Ok(SmtpWay { writer, out, max_size, inflate_max, retry: retry.clone(), message_ids, refusals, limits })
 }

@@ -195,8 +195,8 @@ pub(super) struct MailServer {
     failures: u32,
     /// Until when it is not called.
     until: Option<SystemTime>,
-    /// Whether the operator was told of settings that it does not go by.
-    told: bool,
+    /// What the operator was told to mend, of a setting, a program or a folder.
+    told: Option<String>,
 }
 
 impl MailServer {
@@ -206,8 +206,8 @@ impl MailServer {
 
     /// Whether to tell the operator that something is for him to mend: once, until it works again. A line for each try would
     /// tell when there was mail.
-    fn tells(&mut self) -> bool {
-        !std::mem::replace(&mut self.told, true)
+    fn tells(&mut self, fault: &str) -> bool {
+        self.told.replace(fault.to_owned()).as_deref() != Some(fault)
     }
 }
 
@@ -434,9 +434,19 @@ impl ExitService {
         };
         let to = std::str::from_utf8(&item.address).ok().and_then(|address| Mailbox::parse(address).ok());
         let Some(to) = to else { return Verdict::Undeliverable };
-        if way.refusals.refuse(&to) {
-            self.counters.refused(1);
-            return Verdict::Undeliverable;
+        // A list may have a thousand patterns, and a stranger has chosen what they are tried on.
+        let (list, address) = (Arc::clone(&way), to.clone());
+        match spawn_blocking(move || list.refusals.refuse(&address)).await {
+            Ok(false) => {}
+            Ok(true) => {
+                self.counters.refused(1);
+                return Verdict::Undeliverable;
+            }
+            Err(e) => return failed(&e),
+        }
+        // Else its place would be missing to others, and it would lose a try.
+        if self.holds(Lane::Mail).is_some() {
+            return Verdict::Untried;
         }
         let place = match self.limits().take(&way.limits, &to, self.even.now()) {
             Ok(place) => place,
@@ -445,8 +455,8 @@ impl ExitService {
                 return Verdict::NotYet(wait);
             }
         };
-        let verdict = self.mail_to(way, to, item).await;
-        if !matches!(verdict, Verdict::Delivered) {
+        let (verdict, may_have_it) = self.mail_to(way, to, item).await;
+        if !may_have_it {
             self.limits().give_back(&place);
         }
         verdict
@@ -456,7 +466,8 @@ impl ExitService {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn mail_to(&self, way: Arc<SmtpWay>, to: Mailbox, item: ExitItem) -> Verdict {
+    /// And whether the recipient may have it now. A try without an answer counts: it takes the time of others, too.
+    async fn mail_to(&self, way: Arc<SmtpWay>, to: Mailbox, item: ExitItem) -> (Verdict, bool) {
         let (writer, recipient, now) = (Arc::clone(&way), to.clone(), self.world.now());
         let written = spawn_blocking(move || {
             let key = delivery_key(&item);
@@ -466,14 +477,14 @@ impl ExitService {
         });
         let (mail, name) = match written.await {
             Ok(Some(mail)) => mail,
-            Ok(None) => return Verdict::Undeliverable,
-            Err(e) => return failed(&e),
+            Ok(None) => return (Verdict::Undeliverable, false),
+            Err(e) => return (failed(&e), false),
         };
         let looks = {
             let server = self.server();
             // Others may have found out while this one waited for its place.
             if server.until.is_some_and(|until| self.even.now() < until) {
-                return Verdict::Untried;
+                return (Verdict::Untried, false);
             }
             server.looks
         };
@@ -481,15 +492,15 @@ impl ExitService {
         let outcome = way.out.hand_over(&letter, &self.stop).await;
         let schedule = way.retry.clone();
         match outcome {
-            None => return Verdict::Untried,
-            Some(Err(NotTaken::Away(fault))) => return self.away(looks, schedule, fault).await,
-            Some(Err(NotTaken::Unanswered)) => return Verdict::Later(schedule),
+            None => return (Verdict::Untried, false),
+            Some(Err(NotTaken::Away(fault))) => return (self.away(looks, schedule, fault).await, false),
+            Some(Err(NotTaken::Unanswered)) => return (Verdict::Later(schedule), true),
             _ => self.server().is_there(),
         }
         match outcome {
-            Some(Ok(())) => Verdict::Delivered,
-            Some(Err(NotTaken::Refused)) => Verdict::Undeliverable,
-            _ => Verdict::Later(schedule),
+            Some(Ok(())) => (Verdict::Delivered, true),
+            Some(Err(NotTaken::Refused)) => (Verdict::Undeliverable, false),
+            _ => (Verdict::Later(schedule), false),
         }
     }
 
@@ -504,7 +515,7 @@ impl ExitService {
                 return if server.failures > 0 { Verdict::Untried } else { Verdict::Later(schedule) };
             }
             server.looks += 1;
-            if let Some(fault) = fault.filter(|_| server.tells()) {
+            if let Some(fault) = fault.filter(|fault| server.tells(&fault.to_string())) {
                 warn!(error = %fault, "no mail can be delivered: all of it waits until this is mended");
             }
             server.failures = server.failures.saturating_add(1).min(schedule.tries());

@@ -560,7 +560,8 @@ pub fn weaknesses(config: &NodeConfig) -> Vec<&'static str> {
     alpha.into_iter().chain(config.elsewhere.iter().copied()).chain(own).collect()
 }
 
-/// Looks at the settings of a node as its start does, without a port or a key, and on disk at the list of refusals alone.
+/// Looks at the settings of a node as its start does, without a port or a key, and on disk at the list of refusals and
+/// the certificates for the mail server alone: of a Maildir that others can write only the start knows.
 ///
 /// # Errors
 /// [`NodeError`] for which [`NodeError::is_configuration`] is true.

@@ -394,7 +394,7 @@ async fn server_that_wants_a_login_refuses_no_mail() {
     // Of one recipient, whom a stranger chose, it may say anything.
     let refuse = Some(("RCPT", "530 authentication required"));
     let outcome = deliver_to(Manners { refuse, ..Manners::default() }).await;
-    assert_eq!(outcome, Err(DeliverError::Permanent { code: 530 }));
+    assert_eq!(outcome, Err(DeliverError::Transient { code: 530 }));
 }
 
 #[test]

@@ -20,10 +20,10 @@ pub(super) type Fault = Box<dyn Error + Send + Sync>;
 
 /// A setting that the mail server does not go by. Waiting does not help.
 #[derive(Debug, thiserror::Error)]
-#[error("node.smtp.server.{key}: {trouble}")]
+#[error("{key}: {why}")]
 struct Misset {
-    key: &'static str,
-    trouble: Trouble,
+    key: String,
+    why: DeliverError,
 }
 
 /// The way that mail leaves by.
@@ -63,8 +63,14 @@ impl NotTaken {
     /// The server has heard of no mail yet.
     fn before_the_mail(why: DeliverError) -> Self {
         match why {
-            DeliverError::Unavailable(trouble) => Self::Away(trouble.key().map(|key| Misset { key, trouble }.into())),
-            _ => Self::of_the_mail(why),
+            DeliverError::Unavailable(trouble) => {
+                Self::Away(trouble.key().map(|key| Misset { key: format!("node.smtp.server.{key}"), why }.into()))
+            }
+            // It does not want mail of ours, whoever is to have it.
+            DeliverError::Permanent { .. } => {
+                Self::Away(Some(Misset { key: "node.smtp.mail.return_address".into(), why }.into()))
+            }
+            DeliverError::Transient { .. } => Self::of_the_mail(why),
         }
     }
 
@@ -178,13 +184,17 @@ mod tests {
 
     #[test]
     fn operator_is_told_which_setting_the_server_does_not_go_by() {
-        let fault = |trouble| match NotTaken::before_the_mail(DeliverError::Unavailable(trouble)) {
+        let said = |why| match NotTaken::before_the_mail(why) {
             NotTaken::Away(fault) => fault.map(|fault| fault.to_string()),
             _ => panic!("all mail waits"),
         };
+        let fault = |trouble| said(DeliverError::Unavailable(trouble));
         let login = fault(Trouble::LoginRefused { code: 535 }).unwrap();
         assert!(login.starts_with("node.smtp.server.password: ") && login.contains("535"), "{login}");
         assert!(fault(Trouble::LocalAddress).unwrap().starts_with("node.smtp.server.bind: "));
+        assert!(fault(Trouble::Tls).unwrap().starts_with("node.smtp.server.tls: "));
+        let sender = said(DeliverError::Permanent { code: 553 }).unwrap();
+        assert!(sender.starts_with("node.smtp.mail.return_address: ") && sender.contains("553"), "{sender}");
         assert_eq!(fault(Trouble::TurnedAway { code: 421 }), None, "nothing of ours to mend");
     }
 }
