@@ -3,13 +3,42 @@
 use std::fs::{DirBuilder, Permissions};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
+use tracing::{Event, Level, Metadata, Subscriber, span};
 
 use super::{Db, Schema};
 use crate::crypto::{Digest, KeyId, sha1};
 use crate::packet::{HostName, HostRoute, NextHop, PACKET_LEN, PAYLOAD_LEN, Packet, Payload};
+
+/// Counts the warnings. Nothing else may be said at level info or above.
+pub(crate) struct Heard(pub(crate) Arc<AtomicUsize>);
+
+impl Subscriber for Heard {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() <= Level::INFO
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        assert_eq!(*event.metadata().level(), Level::WARN);
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
+}
 
 /// An empty folder that nobody else can look into.
 pub(crate) fn private_folder() -> TempDir {

@@ -110,6 +110,8 @@ enum Server {
     HangsInData,
     /// Says that it has too much to do.
     Busy,
+    /// Is gone when it hears of a recipient.
+    HangsUp,
     /// Wants a login first.
     Locked,
     /// Takes all mail, but that for `grey`, whom it refuses for now.
@@ -122,11 +124,14 @@ impl Server {
         let greeting = match self {
             Self::Hangs => return std::future::pending().await,
             Self::Busy => "421 too busy",
-            Self::HangsInData | Self::Locked | Self::Takes => "220 hello",
+            Self::HangsInData | Self::HangsUp | Self::Locked | Self::Takes => "220 hello",
         };
         stream.write_all(format!("{greeting}\r\n").as_bytes()).await?;
         let (mut line, mut in_data) = (String::new(), false);
         while stream.read_line(&mut line).await? > 0 {
+            if self == Self::HangsUp && line.starts_with("RCPT") {
+                return Ok(());
+            }
             let answer = match line.split_ascii_whitespace().next().unwrap_or_default() {
                 "." => "250 taken",
                 _ if in_data => "",
@@ -609,4 +614,14 @@ async fn mail_that_the_server_did_not_take_counts_towards_no_limit() {
         exited.deliver_all().await;
     }
     assert_eq!((exited.service.counters.snapshot().limited, calls.load(Ordering::Relaxed)), (0, 3));
+}
+
+#[tokio::test]
+async fn mail_that_had_no_answer_counts_since_the_recipient_may_have_it() {
+    let (exited, calls) = exit_by(Server::HangsUp, |way| way.limits = two_an_hour()).await;
+    for _ in 0..3 {
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+        exited.deliver_all().await;
+    }
+    assert_eq!((exited.service.counters.snapshot().limited, calls.load(Ordering::Relaxed)), (1, 2));
 }

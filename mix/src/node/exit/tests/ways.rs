@@ -3,11 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use tracing::{Event, Level, Metadata, Subscriber, span};
-
 use super::*;
 use crate::deliver::maildir::{Maildir, MaildirConfig};
 use crate::deliver::sendmail::{Sendmail, SendmailConfig};
+use crate::store::testing::Heard;
 
 /// An exit whose mail leaves by this way, and is tried again after an hour.
 fn exit_by(out: WayOut) -> Exited {
@@ -66,32 +65,6 @@ impl Exited {
         self.service.stop.cancel();
         service.await.unwrap();
     }
-}
-
-/// Counts the warnings.
-struct Heard(Arc<AtomicUsize>);
-
-impl Subscriber for Heard {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= Level::INFO
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        assert_eq!(*event.metadata().level(), Level::WARN);
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
 }
 
 #[tokio::test]

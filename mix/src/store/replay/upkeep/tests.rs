@@ -1,13 +1,11 @@
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tracing::{Event, Level, Metadata, Subscriber, span};
-
 use super::*;
 use crate::store::db::{Db, Schema};
 use crate::store::replay::testing::{entry, files, holds_just, opened, remember, seen};
 use crate::store::replay::{ReplayLog, SCHEMA};
-use crate::store::testing::{as_after_a_kill, digest, fresh, reopened};
+use crate::store::testing::{Heard, as_after_a_kill, digest, fresh, reopened};
 
 /// Fails each commit of a step that registers a run, as long as there is a row in `broken`.
 const BROKEN: Schema = Schema {
@@ -197,32 +195,6 @@ fn step_that_was_committed_after_all_counts_when_the_doubt_is_over() {
     assert!(holds_just(&db, &log, digest("key"), 0..50));
     drop(log);
     comes_back(&reopened(folder.path(), db, &[SCHEMA]), 50, 1);
-}
-
-/// Counts what is said, by level.
-struct Heard(Arc<AtomicUsize>);
-
-impl Subscriber for Heard {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= Level::INFO
-    }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        assert_eq!(*event.metadata().level(), Level::WARN);
-        self.0.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn enter(&self, _: &span::Id) {}
-
-    fn exit(&self, _: &span::Id) {}
 }
 
 #[test]
