@@ -79,15 +79,16 @@ impl ClientSession {
         self.is_agreed() && self.expected.len() < WINDOW
     }
 
-    /// The octets to write for the next unit, which gets the next number; `None` while the session can't send. For
-    /// JUNK the packet is 32 KB of random octets.
-    pub fn send(&mut self, command: Command, packet: &Packet) -> Option<Vec<u8>> {
+    /// Puts the next unit, which gets the next number, behind the octets that are to be written; false while the session
+    /// can't send. For JUNK the packet is 32 KB of random octets.
+    pub fn send(&mut self, command: Command, packet: &Packet, octets: &mut Vec<u8>) -> bool {
         if !self.can_send() {
-            return None;
+            return false;
         }
         let hash = frame::hashed(packet);
         self.expected.push_back(Expected { received: command.received(&hash), rejected: frame::rejected(&hash) });
-        Some(command.unit_of(packet, &hash))
+        command.put_unit(packet, &hash, octets);
+        true
     }
 
     /// Units that have been sent and have no answer.
@@ -146,19 +147,26 @@ mod tests {
         session
     }
 
+    fn send(session: &mut ClientSession, command: Command, octet: u8) {
+        assert!(session.send(command, &packet(octet), &mut Vec::new()));
+    }
+
     #[test]
     fn nothing_is_sent_before_the_version_is_agreed_on() {
-        assert_eq!(ClientSession::new().send(Command::Send, &packet(1)), None);
-        assert_eq!(offered().send(Command::Send, &packet(1)), None);
-        assert_eq!(agreed().send(Command::Send, &packet(1)), Some(Command::Send.unit(&packet(1))));
+        let mut octets = b"before".to_vec();
+        assert!(!ClientSession::new().send(Command::Send, &packet(1), &mut octets));
+        assert!(!offered().send(Command::Send, &packet(1), &mut octets));
+        assert_eq!(octets, b"before");
+        assert!(agreed().send(Command::Send, &packet(1), &mut octets));
+        assert_eq!(octets, [&b"before"[..], &Command::Send.unit(&packet(1))].concat());
     }
 
     #[test]
     fn answers_match_packets_in_order_one_octet_at_a_time() {
         let mut session = agreed();
-        session.send(Command::Send, &packet(1)).unwrap();
-        session.send(Command::Junk, &packet(2)).unwrap();
-        session.send(Command::Send, &packet(3)).unwrap();
+        send(&mut session, Command::Send, 1);
+        send(&mut session, Command::Junk, 2);
+        send(&mut session, Command::Send, 3);
         let answers =
             [Command::Send.received(&hash(1)), Command::Junk.received(&hash(2)), frame::rejected(&hash(3))].concat();
         let steps: Vec<Step> = answers
@@ -173,8 +181,8 @@ mod tests {
     #[test]
     fn answers_in_another_order_are_wrong() {
         let mut session = agreed();
-        session.send(Command::Send, &packet(1)).unwrap();
-        session.send(Command::Send, &packet(2)).unwrap();
+        send(&mut session, Command::Send, 1);
+        send(&mut session, Command::Send, 2);
         let answer = Command::Send.received(&hash(2));
         assert_eq!(session.step(&mut &answer[..]), Err(PeerMisbehaved::WrongAnswer));
     }
@@ -182,7 +190,7 @@ mod tests {
     #[test]
     fn answer_to_junk_is_not_an_answer_to_a_packet() {
         let mut session = agreed();
-        session.send(Command::Send, &packet(1)).unwrap();
+        send(&mut session, Command::Send, 1);
         let answer = Command::Junk.received(&hash(1));
         assert_eq!(session.step(&mut &answer[..]), Err(PeerMisbehaved::WrongAnswer));
     }
@@ -205,9 +213,9 @@ mod tests {
     fn the_window_closes_and_opens_again() {
         let mut session = agreed();
         for _ in 0..WINDOW {
-            assert!(session.send(Command::Send, &packet(1)).is_some());
+            send(&mut session, Command::Send, 1);
         }
-        assert_eq!(session.send(Command::Send, &packet(1)), None);
+        assert!(!session.send(Command::Send, &packet(1), &mut Vec::new()));
         assert_eq!(session.step(&mut &Command::Send.received(&hash(1))[..]), Ok(Step::Delivered(0)));
         assert!(session.can_send());
     }
@@ -222,7 +230,7 @@ mod tests {
         let mut delivered = Vec::new();
         while delivered.len() < 40 {
             while next < 40 && client.can_send() {
-                to_server.extend(client.send(Command::Send, &packet(next)).unwrap());
+                assert!(client.send(Command::Send, &packet(next), &mut to_server));
                 next += 1;
             }
             let octets = std::mem::take(&mut to_client);
@@ -258,7 +266,7 @@ mod tests {
             chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..3000), 0..8),
         ) {
             let mut session = if hello { agreed() } else { offered() };
-            session.send(Command::Send, &packet(1));
+            session.send(Command::Send, &packet(1), &mut Vec::new());
             'connection: for chunk in &chunks {
                 let mut input = &chunk[..];
                 loop {

@@ -91,16 +91,16 @@ impl Command {
 
     /// The unit that carries `packet` under this command.
     pub fn unit(self, packet: &Packet) -> Vec<u8> {
-        self.unit_of(packet, &hashed(packet))
+        let mut unit = Vec::with_capacity(UNIT_LEN);
+        self.put_unit(packet, &hashed(packet), &mut unit);
+        unit
     }
 
-    /// As [`Command::unit`], of a packet that was hashed before.
-    pub(super) fn unit_of(self, packet: &Packet, hash: &Prefix) -> Vec<u8> {
-        let mut unit = Vec::with_capacity(UNIT_LEN);
-        unit.extend_from_slice(self.control());
-        unit.extend_from_slice(packet.as_bytes());
-        unit.extend_from_slice(&self.digest(hash).0);
-        unit
+    /// Puts the unit of a packet that was hashed before behind these octets.
+    pub(super) fn put_unit(self, packet: &Packet, hash: &Prefix, octets: &mut Vec<u8>) {
+        octets.extend_from_slice(self.control());
+        octets.extend_from_slice(packet.as_bytes());
+        octets.extend_from_slice(&self.digest(hash).0);
     }
 
     /// The answer of a server that has the packet on disk, or has forgotten it if it was padding.

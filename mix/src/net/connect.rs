@@ -30,6 +30,9 @@ use crate::packet::{NextHop, PACKET_LEN, Packet};
 /// Octets read at once. Answers have 30.
 const READ_LEN: usize = 1024;
 
+/// Units that are written at once, where there are more: as much as TLS takes at a time. The peer is woken less often.
+const WRITTEN_AT_ONCE: usize = 2;
+
 /// Addresses of one host that are tried, those of IPv4 and IPv6 in turns. Whoever controls a name must not have us knock
 /// at any number of doors.
 const MAX_ADDRESSES: usize = 4;
@@ -408,12 +411,14 @@ impl<'c, C: Cargo> UnderWay<'c, C> {
         }
     }
 
-    /// The octets of the next unit, if there is one and the session lets it go.
-    fn send(&mut self, session: &mut ClientSession) -> Option<Vec<u8>> {
-        let Unit { command, packet, .. } = self.next.as_ref()?;
-        let octets = session.send(*command, packet)?;
-        self.ids.extend(self.next.take().map(|unit| unit.id));
-        Some(octets)
+    /// Puts the next unit behind what is to be written, if there is one and the session lets it go.
+    fn send(&mut self, session: &mut ClientSession, writing: &mut Writing) {
+        let Some(unit) = self.next.take() else { return };
+        if session.send(unit.command, &unit.packet, writing.behind()) {
+            self.ids.push_back(unit.id);
+        } else {
+            self.next = Some(unit);
+        }
     }
 
     /// Answers come in the order of the units.
@@ -452,9 +457,11 @@ async fn exchange<C: Cargo>(
         let old = began.elapsed() >= config.max_lifetime;
         let agreed = session.is_agreed();
         if agreed && writing.is_empty() {
-            units.look_ahead().await;
-            if !old && let Some(octets) = units.send(&mut session) {
-                writing.push(octets);
+            for _ in 0..WRITTEN_AT_ONCE {
+                units.look_ahead().await;
+                if !old {
+                    units.send(&mut session, &mut writing);
+                }
             }
         }
         if agreed && session.unanswered() == 0 && (old || units.next.is_none()) {
@@ -491,7 +498,7 @@ fn go_on<C: Cargo>(
 ) -> Result<(), PeerMisbehaved> {
     loop {
         match session.step(&mut input)? {
-            Step::Send(octets) => writing.push(octets),
+            Step::Send(octets) => writing.push(&octets),
             Step::Agreed => {}
             Step::Delivered(_) => units.settle(Outcome::Delivered),
             Step::Rejected(_) => units.settle(Outcome::Rejected),

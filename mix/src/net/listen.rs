@@ -482,7 +482,7 @@ impl<L: AsyncRead + AsyncWrite, S: PacketSink> Connection<L, S> {
             let step = self.session.step(&mut input)?;
             self.unread.start = self.unread.end - input.len();
             match step {
-                Step::Send(octets) => self.writing.push(octets),
+                Step::Send(octets) => self.writing.push(&octets),
                 Step::Packet(ticket, packet) => {
                     self.taken += 1;
                     let sink = Arc::clone(&self.sink);
@@ -741,7 +741,9 @@ mod tests {
         let mut line = [0; 10];
         far.read_exact(&mut line).await.unwrap();
         assert_eq!(session.step(&mut &line[..]), Ok(client::Step::Agreed));
-        far.write_all(&session.send(Command::Send, &packet()).unwrap()).await.unwrap();
+        let mut unit = Vec::new();
+        assert!(session.send(Command::Send, &packet(), &mut unit));
+        far.write_all(&unit).await.unwrap();
         far.shutdown().await.unwrap();
         let mut answer = Vec::new();
         far.read_to_end(&mut answer).await.unwrap();

@@ -15,13 +15,17 @@ pub(super) struct Writing {
 
 impl Writing {
     /// Puts octets behind those that are there.
-    pub(super) fn push(&mut self, octets: Vec<u8>) {
+    pub(super) fn push(&mut self, octets: &[u8]) {
+        self.behind().extend_from_slice(octets);
+    }
+
+    /// What is there, to be added to. The room of what was written is used again.
+    pub(super) fn behind(&mut self) -> &mut Vec<u8> {
         if self.is_empty() {
-            self.octets = octets;
+            self.octets.clear();
             self.written = 0;
-        } else {
-            self.octets.extend_from_slice(&octets);
         }
+        &mut self.octets
     }
 
     /// Octets that have not been handed to the link.
@@ -70,9 +74,9 @@ mod tests {
         let (mut near, mut far) = tokio::io::duplex(3);
         let mut writing = Writing::default();
         assert!(writing.is_done());
-        writing.push(b"one ".to_vec());
+        writing.push(b"one ");
         writing.progress(&mut near).await.unwrap();
-        writing.push(b"two".to_vec());
+        writing.push(b"two");
         let reader = tokio::spawn(async move {
             let mut all = Vec::new();
             far.read_to_end(&mut all).await.unwrap();
