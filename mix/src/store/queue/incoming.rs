@@ -112,9 +112,9 @@ pub fn finish(
 /// # Errors
 /// What the database says.
 pub fn discard(tx: &Tx<'_>, id: IncomingId) -> Result<bool, StoreError> {
-    let slot = tx.first("SELECT slot FROM incoming WHERE id = ?1", params![id.0], |row| Ok(Slot(row.get(0)?)))?;
+    let sql = "DELETE FROM incoming WHERE id = ?1 RETURNING slot";
+    let slot = tx.first(sql, params![id.0], |row| Ok(Slot(row.get(0)?)))?;
     let Some(slot) = slot else { return Ok(false) };
-    tx.execute("DELETE FROM incoming WHERE id = ?1", params![id.0])?;
     tx.leave(slot)?;
     Ok(true)
 }

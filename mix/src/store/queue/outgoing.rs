@@ -198,11 +198,10 @@ pub fn give_up(tx: &Tx<'_>, destination: DestinationId) -> Result<u64, StoreErro
 
 /// Whose it was, and whether it was a packet.
 fn drop_cargo(tx: &Tx<'_>, id: OutgoingId) -> Result<Option<(i64, bool)>, StoreError> {
-    let row = tx.first("SELECT destination, slot FROM outgoing WHERE id = ?1", params![id.0], |row| {
+    let row = tx.first("DELETE FROM outgoing WHERE id = ?1 RETURNING destination, slot", params![id.0], |row| {
         Ok((row.get(0)?, row.get::<_, Option<i64>>(1)?.map(Slot)))
     })?;
     let Some((destination, slot)) = row else { return Ok(None) };
-    tx.execute("DELETE FROM outgoing WHERE id = ?1", params![id.0])?;
     if let Some(slot) = slot {
         tx.leave(slot)?;
     }

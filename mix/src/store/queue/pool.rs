@@ -109,14 +109,13 @@ pub fn release(tx: &Tx<'_>, ids: &[PoolId], own: Option<&KeyId>) -> Result<Relea
     let mut queues = outgoing::Enqueue::default();
     for id in ids {
         let Some(leaving) = tx.first(
-            "SELECT routing_type, routing_info, handle, slot FROM pool WHERE id = ?1",
+            "DELETE FROM pool WHERE id = ?1 RETURNING routing_type, routing_info, handle, slot",
             params![id.0],
             leaving,
         )?
         else {
             continue;
         };
-        tx.execute("DELETE FROM pool WHERE id = ?1", params![id.0])?;
         match leaving {
             // There is no sense in waiting for a connection to oneself.
             Leaving::Relay { next, slot } if Some(&next.key_id()) == own => {

@@ -6,7 +6,8 @@
 //! The newest entries of each packet key lie in a table of the database, so that an entry is part of the packet's
 //! transaction. When there are many, they become a *run*, a file of sorted entries beside the database (`run`), and runs
 //! become fewer (`merge`); `upkeep` does both behind the packets' back. So the table stays small however long the log is,
-//! and one more entry and a look for one cost the same in a log of ten thousand and of ten million. Within a run nothing
+//! and one more entry and a look for one cost the same in a log of ten thousand and of ten million. Which entries the table
+//! has is known in memory too, so that a look for a packet that is new reads nothing. Within a run nothing
 //! says in which order packets came. That a newer run holds newer packets is accepted: it tells tens of thousands from tens
 //! of thousands.
 
@@ -109,7 +110,11 @@ impl ReplayLog {
 
     fn open_as(db: &Db, plan: Plan) -> Result<Self, StoreError> {
         let folder = Folder::open(db.path())?;
-        let (counts, registered) = db.read(|view| Ok((table(view)?, registered(view)?)))?;
+        let table = Table::new(plan);
+        let registered = db.read(|view| {
+            packet_keys(view)?.iter().try_for_each(|packet_key| table.read(view, packet_key))?;
+            registered(view)
+        })?;
         let shelf = Shelf::default();
         for registered in &registered {
             shelf.replace(&[], Some(Arc::new(Run::open(&folder, registered)?)));
@@ -120,7 +125,7 @@ impl ReplayLog {
         let log = Arc::new(Log {
             db: db.clone(),
             plan,
-            table: Table::new(plan, counts),
+            table,
             shelf,
             upkeep: Mutex::new(Upkeep::new(folder, last)),
             bell: Bell::default(),
@@ -149,7 +154,7 @@ impl ReplayLog {
         }
         let sql = "INSERT OR IGNORE INTO replay (packet_key, hash) VALUES (?1, ?2)";
         let new = tx.execute(sql, params![packet_key.0, hash.0])? > 0;
-        if new && log.table.add(packet_key) {
+        if new && log.table.add(packet_key, hash) {
             log.bell.ring();
         }
         Ok(new)
@@ -172,7 +177,7 @@ impl ReplayLog {
     /// What the database says.
     pub fn packet_keys(&self) -> Result<Vec<Digest>, StoreError> {
         let log = &self.handle.log;
-        let mut found: Vec<_> = log.db.read(table)?.into_iter().map(|(packet_key, _)| packet_key).collect();
+        let mut found = log.db.read(packet_keys)?;
         found.extend(log.shelf.packet_keys());
         found.sort_unstable();
         found.dedup();
@@ -234,11 +239,16 @@ impl ReplayLog {
         // that holds it stood on the shelf before; whatever took that run away since has put one with the same entries in
         // its place at the same moment. In the other order it could move from the one to the other between the looks.
         let log = &self.handle.log;
-        let sql = "SELECT 1 FROM replay WHERE packet_key = ?1 AND hash = ?2";
-        let mut seen = log.db.read(|view| {
-            let look = |(packet_key, hash): &(Digest, Digest)| view.exists(sql, params![packet_key.0, hash.0]);
-            packets.iter().map(look).collect::<Result<Vec<_>, _>>()
-        })?;
+        let mut seen = log.table.may_hold(packets);
+        if seen.contains(&true) {
+            let sql = "SELECT 1 FROM replay WHERE packet_key = ?1 AND hash = ?2";
+            log.db.read(|view| {
+                for (seen, (packet_key, hash)) in seen.iter_mut().zip(packets).filter(|(seen, _)| **seen) {
+                    *seen = view.exists(sql, params![packet_key.0, hash.0])?;
+                }
+                Ok(())
+            })?;
+        }
         for (seen, (packet_key, hash)) in seen.iter_mut().zip(packets) {
             *seen = *seen || log.shelf.holds(packet_key, hash)?;
         }
@@ -246,11 +256,9 @@ impl ReplayLog {
     }
 }
 
-/// How many entries of each packet key are in the table.
-fn table(view: &View<'_>) -> Result<Vec<(Digest, usize)>, StoreError> {
-    view.all("SELECT packet_key, count(*) FROM replay GROUP BY packet_key", &[], |row| {
-        Ok((Digest(row.get(0)?), usize::try_from(row.get::<_, i64>(1)?).unwrap_or_default()))
-    })
+/// The packet keys that have entries in the table.
+fn packet_keys(view: &View<'_>) -> Result<Vec<Digest>, StoreError> {
+    view.all("SELECT DISTINCT packet_key FROM replay", &[], |row| Ok(Digest(row.get(0)?)))
 }
 
 /// How many entries of a packet key are in the table.

@@ -83,8 +83,9 @@ fn packets_opened_together_are_admitted_once_each_and_only_in_their_turn() {
     assert!(claim(&log, digest("key"), digest("packet")).is_none(), "its claim is kept");
     drop(verdicts);
     assert!(claim(&log, digest("key"), digest("packet")).is_some());
+    assert_eq!(remember(&db, &log, digest("key"), 0..1).unwrap(), 1);
     db.close();
-    assert!(matches!(log.claim(&packets), Err(StoreError::Closed)));
+    assert!(matches!(log.claim(&[(digest("key"), entry(0))]), Err(StoreError::Closed)));
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! after the step that takes it off has been committed. So whatever a crash leaves, the registered runs are whole, and all
 //! others are to be wiped.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -13,9 +13,9 @@ use tracing::warn;
 
 use super::filter::{Filter, blocks_for};
 use super::run::{Folder, Run, RunId, Writer};
-use super::{Log, Plan, merge, rows};
+use super::{Log, Plan, merge};
 use crate::crypto::Digest;
-use crate::store::db::{StoreError, Tx, held, params, sql_limit};
+use crate::store::db::{StoreError, Tx, View, held, params, sql_limit};
 use crate::store::disk::{failed, free_space};
 
 /// Of what is free on the disk, the part that a merge may take: the packets need room too.
@@ -68,41 +68,53 @@ impl Upkeep {
     }
 }
 
-/// How many entries of each packet key are in the table. Never less than there are; more when a step was undone.
+/// The entries of each packet key that may be in the table: all that are, and those of steps that were undone. Who asks for
+/// one of the many others need not look into the table.
 pub(super) struct Table {
     plan: Plan,
     keys: Mutex<HashMap<Digest, Rows>>,
 }
 
 struct Rows {
-    now: usize,
+    hashes: HashSet<Digest>,
     /// With more than these, they become a run.
     most: usize,
 }
 
 impl Table {
-    pub(super) fn new(plan: Plan, counts: Vec<(Digest, usize)>) -> Self {
-        let keys = counts.into_iter().map(|(key, now)| (key, Rows { now, most: plan.most })).collect();
-        Self { plan, keys: Mutex::new(keys) }
+    pub(super) fn new(plan: Plan) -> Self {
+        Self { plan, keys: Mutex::default() }
     }
 
-    /// Counts one more, and says whether there are too many.
-    pub(super) fn add(&self, packet_key: &Digest) -> bool {
+    /// Notes one more, and says whether there are too many.
+    pub(super) fn add(&self, packet_key: &Digest, hash: &Digest) -> bool {
         let mut keys = held(&self.keys);
-        let rows = keys.entry(*packet_key).or_insert(Rows { now: 0, most: self.plan.most });
-        rows.now += 1;
-        rows.now > rows.most
+        let rows = keys.entry(*packet_key).or_insert_with(|| Rows { hashes: HashSet::new(), most: self.plan.most });
+        rows.hashes.insert(*hash);
+        rows.hashes.len() > rows.most
     }
 
-    fn set(&self, packet_key: &Digest, now: usize) {
-        held(&self.keys).insert(*packet_key, Rows { now, most: self.plan.most });
+    /// Which of these may be in the table.
+    pub(super) fn may_hold(&self, packets: &[(Digest, Digest)]) -> Vec<bool> {
+        let keys = held(&self.keys);
+        let may_hold = |(packet_key, hash)| keys.get(packet_key).is_some_and(|rows| rows.hashes.contains(hash));
+        packets.iter().map(|(packet_key, hash)| may_hold((packet_key, hash))).collect()
+    }
+
+    /// Reads anew what there is. What leaves the table must be found elsewhere by now.
+    pub(super) fn read(&self, view: &View<'_>, packet_key: &Digest) -> Result<(), StoreError> {
+        let sql = "SELECT hash FROM replay WHERE packet_key = ?1";
+        let hashes = view.all(sql, params![packet_key.0], |row| Ok(Digest(row.get(0)?)))?;
+        let rows = Rows { hashes: hashes.into_iter().collect(), most: self.plan.most };
+        held(&self.keys).insert(*packet_key, rows);
+        Ok(())
     }
 
     /// Waits with the next try until there are some more: each would hold up the packets. Without a clock, since a packet
     /// is what costs room.
     fn postpone(&self, packet_key: &Digest) {
         if let Some(rows) = held(&self.keys).get_mut(packet_key) {
-            rows.most = rows.now.max(self.plan.most) + self.plan.most / 8;
+            rows.most = rows.hashes.len().max(self.plan.most) + self.plan.most / 8;
         }
     }
 
@@ -111,7 +123,7 @@ impl Table {
     }
 
     fn full(&self) -> Option<Digest> {
-        held(&self.keys).iter().find(|(_, rows)| rows.now > rows.most).map(|(key, _)| *key)
+        held(&self.keys).iter().find(|(_, rows)| rows.hashes.len() > rows.most).map(|(key, _)| *key)
     }
 }
 
@@ -221,7 +233,7 @@ fn settle(log: &Arc<Log>, upkeep: &mut Upkeep) -> Result<(), StoreError> {
             register(tx, &output)?;
             unregister(tx, std::slice::from_ref(&output))?;
         }
-        inner.table.set(output.packet_key(), rows(tx, output.packet_key())?);
+        inner.table.read(tx, output.packet_key())?;
         Ok(registered)
     });
     let output = [Arc::clone(&doubt.output)];
@@ -280,9 +292,8 @@ pub(super) fn flush_step(
             tx.execute("DELETE FROM replay WHERE packet_key = ?1 AND hash <= ?2", params![packet_key.0, last.0])?;
         }
     }
-    // Counted here, on the writer's thread, between what came before and what comes after.
-    log.table.set(packet_key, rows(tx, packet_key)?);
-    Ok(())
+    // Here, on the writer's thread, between what came before and what comes after.
+    log.table.read(tx, packet_key)
 }
 
 fn due_merge(log: &Log) -> Option<(Digest, Vec<Arc<Run>>)> {
