@@ -30,7 +30,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Packets, and how often each passes a mix: so often that who sends and who takes them costs little beside the mixes.
-const PACKETS: usize = 12_000;
+const PACKETS: usize = 24_000;
 const MIXES: usize = 12;
 /// Packets in one connection of the senders: sixteen connections at a time.
 const TOGETHER: usize = PACKETS / 16;
