@@ -265,6 +265,8 @@ mod tests {
             from: Some("Lance Cottrell".to_owned()),
             in_reply_to: Some("<a@b>".to_owned()),
             references: Some("<c@d>  <a@b>".to_owned()),
+            // Exits send none to mailboxes: whoever makes one up gets what he wrote as text.
+            content_type: Some("text/html".to_owned()),
         };
         let head = header_block(&render(&headers, b"x"));
         for line in [
@@ -275,6 +277,7 @@ mod tests {
         ] {
             assert!(head.contains(line), "{head}");
         }
+        assert!(!head.contains("text/html"), "{head}");
     }
 
     #[test]

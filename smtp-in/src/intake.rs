@@ -70,6 +70,7 @@ fn compressed_len(message: &[u8]) -> usize {
 fn message(letter: Letter) -> Result<Vec<u8>, InvalidHeader> {
     let Letter { subject, from_name, in_reply_to, references, text } = letter;
     let mut message = headers::encode(&MessageHeaders {
+        content_type: None,
         subject: subject.as_deref().map(encode_word),
         from: from_name.as_deref().map(encode_word),
         in_reply_to,

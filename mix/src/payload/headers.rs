@@ -21,6 +21,8 @@ const WORD_TEXT_LEN: usize = 45;
 /// What the sender of a mail may say in its headers. Empty is as good as absent.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct MessageHeaders {
+    /// What the body is, if it is more than a text (`super::entity`): an extension of ours.
+    pub content_type: Option<String>,
     /// Subject.
     pub subject: Option<String>,
     /// The name in From; never an address.
@@ -70,6 +72,7 @@ pub enum InvalidHeader {
 pub fn encode(headers: &MessageHeaders) -> Result<Vec<u8>, InvalidHeader> {
     // Alphabetical order, as from every client (E2E-spec 3.1.2).
     let values = [
+        ("CONTENT-TYPE", &headers.content_type),
         ("FROM", &headers.from),
         ("IN-REPLY-TO", &headers.in_reply_to),
         ("REFERENCES", &headers.references),
@@ -111,6 +114,7 @@ pub fn parse(message: &[u8]) -> (MessageHeaders, &[u8]) {
             continue;
         }
         match name {
+            b"CONTENT-TYPE" => headers.content_type = Some(value.to_owned()),
             b"FROM" if !value.contains(FORBIDDEN_IN_FROM) => headers.from = Some(value.to_owned()),
             b"IN-REPLY-TO" => headers.in_reply_to = Some(value.to_owned()),
             b"REFERENCES" => headers.references = Some(value.to_owned()),

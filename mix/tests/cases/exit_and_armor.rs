@@ -209,6 +209,7 @@ fn headers_of(map: &Value) -> MessageHeaders {
         from: value("FROM"),
         in_reply_to: value("IN-REPLY-TO"),
         references: value("REFERENCES"),
+        content_type: None,
     }
 }
 
@@ -233,6 +234,7 @@ fn encode_headers(case: &Value) -> Result<(), String> {
         from: value("fromAddr"),
         in_reply_to: value("inReplyTo"),
         references: value("references"),
+        content_type: None,
     };
     let theirs = case["error"].as_str();
     match (theirs, headers::encode(&headers)) {
