@@ -199,6 +199,14 @@ fn warn_of_reach(config: &Config, warn: &mut impl FnMut(&'static str, &str)) {
     if node.fragments.enabled && node.smtp.enabled && node.fragments.max_size < mail {
         warn("node.fragments.max_size", "smaller than node.smtp.max_size: larger mail is never put together");
     }
+    let attachments = node.smtp.mime().filter(|_| node.smtp.enabled);
+    if attachments.is_some_and(|attachments| node.fragments.enabled && node.fragments.max_size < attachments) {
+        let why = "smaller than node.smtp.mime_max_size: larger mail with attachments is never put together";
+        warn("node.fragments.max_size", why);
+    }
+    if attachments.is_some() && !node.fragments.enabled {
+        warn("node.smtp.mime_max_size", "attachments of more than one packet need node.fragments.enabled");
+    }
 }
 
 /// A process that learns of no mixes.
@@ -348,6 +356,22 @@ mod tests {
         config.network.directory.clear();
         let keys: Vec<_> = warnings(&config, None).iter().map(|warning| warning.key).collect();
         assert_eq!(keys, ["node", "node.host", "network.directory"]);
+    }
+
+    #[test]
+    fn attachments_that_no_fragments_bring_are_warned_of() {
+        let mut config = node();
+        config.node.smtp.mime_max_size = 1 << 20;
+        assert_eq!(texts(&config), Vec::<String>::new(), "no delivery, no attachments");
+        config.node.smtp.enabled = true;
+        let packet = "node.smtp.mime_max_size: attachments of more than one packet need node.fragments.enabled";
+        assert_eq!(texts(&config), [packet]);
+        config.node.fragments.enabled = true;
+        assert_eq!(texts(&config), Vec::<String>::new());
+        config.node.fragments.max_size = 1 << 19;
+        let size = "node.fragments.max_size: smaller than node.smtp.mime_max_size: larger mail with attachments is never \
+                    put together";
+        assert_eq!(texts(&config), [size]);
     }
 
     #[test]

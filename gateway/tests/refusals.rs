@@ -265,6 +265,7 @@ fn what_cannot_be_meant_is_refused_by_file_line_and_key() {
         ("node.mixing", "rate = 1.5"),
         ("node.outgoing", "retry = [{ every = \"0s\", for = \"1 day\" }]"),
         ("node.smtp", "way = \"pigeon\""),
+        ("node.smtp", "mime_max_size = 1000"),
         ("node.smtp.server", "timeout = \"0s\""),
         ("node.smtp.sendmail", "timeout = \"0s\""),
         ("node.smtp.sendmail", "command = \"/usr/sbin/sendmail\""),

@@ -1,6 +1,7 @@
 //! A message that leaves the network, written as a mail (E2E-spec 3.2.3, 3.3.3; RFC 5322, 2045, 2047).
 //!
-//! Text goes out as readable UTF-8; what cannot be shown as text goes out in armour, with a sentence that says why.
+//! Text goes out as readable UTF-8, with its attachments if it has some (`multipart`); what cannot be shown as text goes
+//! out in armour, with a sentence that says why.
 //! Headers come in the order of the reference; what a stranger puts into one never becomes another header. Handing the
 //! mail to a server is `smtp`'s.
 
@@ -13,6 +14,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::path::Mailbox;
+use crate::payload::entity::Entity;
+
+mod multipart;
 
 /// Lines of a header are folded where they would grow beyond this (RFC 5322 2.1.1).
 const FOLD_AT: usize = 78;
@@ -100,6 +104,10 @@ pub struct Heading<'a> {
 pub enum Content<'a> {
     /// Text; see [`as_text`].
     Text(&'a str),
+    /// Text and attachments.
+    Attachments(&'a Entity),
+    /// Text that says that it has attachments, and has them in a way that nobody writes.
+    Malformed(&'a str),
     /// Octets that are no text, in armour.
     Binary {
         /// The armour.
@@ -121,6 +129,8 @@ impl fmt::Debug for Content<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Text(_) => "Text(..)",
+            Self::Attachments(_) => "Attachments(..)",
+            Self::Malformed(_) => "Malformed(..)",
             Self::Binary { .. } => "Binary(..)",
             Self::Encrypted { .. } => "Encrypted(..)",
             Self::Overcompressed { .. } => "Overcompressed(..)",
@@ -133,6 +143,14 @@ impl<'a> Content<'a> {
     fn parts(self) -> (Option<&'static str>, &'a str) {
         match self {
             Self::Text(text) => (None, text),
+            Self::Attachments(entity) => (None, entity.text()),
+            Self::Malformed(text) => (
+                Some(
+                    "The message below was to bring attachments, but it is not as such messages are, so it comes as it\n\
+                     was sent.",
+                ),
+                text,
+            ),
             Self::Binary { armour } => (
                 Some("The message below is not text, so it comes in Base64. Decode it to have it as it was sent."),
                 armour,
@@ -207,12 +225,11 @@ impl MailWriter {
         let mut mail = self.headers(to, heading);
         mail.push_str(&field("Date", &date(now)));
         mail.push_str(&field("Message-ID", &message_id(self.return_address.domain(), rng)));
-        let (encoding, body) = transfer_encode(&self.body(content));
-        mail.push_str("MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\n");
-        mail.push_str("Content-Transfer-Encoding: ");
-        mail.push_str(encoding);
-        mail.push_str("\r\n\r\n");
-        mail.push_str(&body);
+        mail.push_str("MIME-Version: 1.0\r\n");
+        match content {
+            Content::Attachments(entity) => multipart::write(&mut mail, &self.body(content), entity.files()),
+            _ => write_text(&mut mail, &self.body(content)),
+        }
         mail.into_bytes()
     }
 
@@ -379,6 +396,15 @@ fn fold(name: &str, value: &str) -> Option<String> {
         }
     }
     Some(folded + &line + "\r\n")
+}
+
+/// The headers that say how the text is written, and the text.
+fn write_text(mail: &mut String, text: &str) {
+    let (encoding, body) = transfer_encode(text);
+    mail.push_str("Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: ");
+    mail.push_str(encoding);
+    mail.push_str("\r\n\r\n");
+    mail.push_str(&body);
 }
 
 /// As it is where SMTP allows, else as quoted-printable. A text always ends its last line.

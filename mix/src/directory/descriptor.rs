@@ -154,6 +154,9 @@ pub struct Delivery {
     pub max_size: u64,
     /// Whether the sender may choose the address in `From`.
     pub allow_from: bool,
+    /// Octets of the largest message with attachments, if any are delivered. An entry of ours (`MIME-Maximum-Size`), over
+    /// which others read; it means something for e-mail alone.
+    pub mime: Option<u64>,
 }
 
 impl Descriptor {
@@ -381,6 +384,8 @@ const OUTGOING: &str = "Outgoing/MMTP";
 const SMTP: &str = "Delivery/SMTP";
 const MBOX: &str = "Delivery/MBOX";
 const FRAGMENTED: &str = "Delivery/Fragmented";
+/// How large a message with attachments may be: the entry of ours in `Delivery/SMTP`.
+pub(super) const MIME_MAX_SIZE: &str = "MIME-Maximum-Size";
 
 /// The digest that is signed (dir-spec 2.5).
 pub(super) fn digest_of(document: &Document) -> Digest {
@@ -494,12 +499,18 @@ impl Delivery {
         Ok(Self {
             max_size: u64::from(required(section, "Maximum-Size", value::number)?) * KILOBYTE,
             allow_from: required(section, "Allow-From", value::boolean)?,
+            mime: maybe(section, MIME_MAX_SIZE, value::number)?.map(|kilobytes| u64::from(kilobytes) * KILOBYTE),
         })
     }
 
     /// `Maximum-Size`: whole kilobytes.
     pub(super) fn kilobytes(self) -> u64 {
         self.max_size / KILOBYTE
+    }
+
+    /// `MIME-Maximum-Size`, if there is one.
+    pub(super) fn mime_kilobytes(self) -> Option<u64> {
+        self.mime.map(|octets| octets / KILOBYTE)
     }
 }
 

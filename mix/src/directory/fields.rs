@@ -7,7 +7,7 @@ use rand::CryptoRng;
 use super::date;
 use super::descriptor::{
     DESCRIPTOR_LIMITS, DESCRIPTOR_VERSION, Delivery, Descriptor, InvalidDescriptor, MAX_COMMENTS, MAX_CONTACT,
-    MAX_CONTACT_FINGERPRINT, MMTP_VERSION, PACKET_VERSION, SECTION_VERSION, digest_of,
+    MAX_CONTACT_FINGERPRINT, MIME_MAX_SIZE, MMTP_VERSION, PACKET_VERSION, SECTION_VERSION, digest_of,
 };
 use super::info::{Document, Unwritable, Writer, is_writable};
 use super::nickname::Nickname;
@@ -166,6 +166,8 @@ impl DescriptorFields {
                 writer.entry("Version", SECTION_VERSION)?;
                 writer.entry("Maximum-Size", &delivery.kilobytes().to_string())?;
                 writer.entry("Allow-From", if delivery.allow_from { "yes" } else { "no" })?;
+                let mime = delivery.mime_kilobytes().map(|kilobytes| kilobytes.to_string());
+                writer.optional(MIME_MAX_SIZE, mime.as_deref())?;
             }
         }
         if let Some(fragments) = self.fragmented {

@@ -52,8 +52,8 @@ fn fields(nickname: &str) -> DescriptorFields {
         takes_from: Policy::default(),
         connects: true,
         connects_to: Policy::default(),
-        smtp: Some(Delivery { max_size: 100 * 1024, allow_from: false }),
-        mbox: Some(Delivery { max_size: 32 * 1024, allow_from: true }),
+        smtp: Some(Delivery { max_size: 100 * 1024, allow_from: false, mime: Some(5000 * 1024) }),
+        mbox: Some(Delivery { max_size: 32 * 1024, allow_from: true, mime: None }),
         fragmented: Some(33),
     }
 }
@@ -124,8 +124,8 @@ fn a_descriptor_says_what_its_fields_said() {
     assert_eq!(descriptor.key_id(), key_id(0));
     assert_eq!(descriptor.published(), day(0) + Duration::from_secs(36_672));
     assert_eq!((descriptor.valid_after(), descriptor.valid_until()), (day(0), day(30)));
-    assert_eq!(descriptor.smtp(), Some(&Delivery { max_size: 102_400, allow_from: false }));
-    assert_eq!(descriptor.mbox(), Some(&Delivery { max_size: 32_768, allow_from: true }));
+    assert_eq!(descriptor.smtp(), Some(&Delivery { max_size: 102_400, allow_from: false, mime: Some(5_120_000) }));
+    assert_eq!(descriptor.mbox(), Some(&Delivery { max_size: 32_768, allow_from: true, mime: None }));
     assert_eq!(descriptor.fragmented(), Some(33));
     assert_eq!((descriptor.secure_configuration(), descriptor.why_insecure()), (Some(true), None));
     assert_eq!((descriptor.comments(), descriptor.contact()), (Some("a mix"), "ops@alice.example"));
@@ -226,6 +226,7 @@ fn each_bad_value_is_refused_by_its_key() {
         ("Hostname: mix.example", "Hostname: mix_example", InvalidValue::HostName),
         ("Allow-From: yes", "Allow-From: maybe", InvalidValue::Boolean),
         ("Maximum-Size: 100", "Maximum-Size: -5", InvalidValue::Number { max: u32::MAX }),
+        ("MIME-Maximum-Size: 5000", "MIME-Maximum-Size: much", InvalidValue::Number { max: u32::MAX }),
         ("Published: 2026-11-20 10:11:12", "Published: yesterday", InvalidValue::Time),
     ];
     for (from, to, expected) in bad {
@@ -522,11 +523,15 @@ prop_compose! {
         start in 0u32..5000, lifetime in 1u32..400, second in 0u64..86_400,
         host in "[a-z0-9-]{1,20}(\\.[a-z0-9-]{1,20}){0,3}", port in any::<u16>(),
         listens in any::<bool>(), connects in any::<bool>(),
-        smtp in proptest::option::of((0u64..4_000_000, any::<bool>())),
-        mbox in proptest::option::of((0u64..4_000_000, any::<bool>())),
+        smtp in proptest::option::of((0u64..4_000_000, any::<bool>(), proptest::option::of(0u64..4_000_000))),
+        mbox in proptest::option::of((0u64..4_000_000, any::<bool>(), Just(None))),
         fragmented in proptest::option::of(0u64..1_000_000),
     ) -> DescriptorFields {
-        let delivery = |(kilobytes, allow_from)| Delivery { max_size: kilobytes * 1024, allow_from };
+        let delivery = |(kilobytes, allow_from, mime): (u64, bool, Option<u64>)| Delivery {
+            max_size: kilobytes * 1024,
+            allow_from,
+            mime: mime.map(|kilobytes| kilobytes * 1024),
+        };
         DescriptorFields {
             nickname: name(&nickname),
             published: day(start) + Duration::from_secs(second),

@@ -255,6 +255,10 @@ pub struct SmtpDeliveryConfig {
     pub enabled: bool,
     /// The largest message, in octets after decompression.
     pub max_size: u64,
+    /// The largest message with attachments, in octets after decompression; 0: attachments are not delivered. Published in
+    /// the descriptor.
+    #[serde(deserialize_with = "none_or_a_kilobyte")]
+    pub mime_max_size: u64,
     /// A message that grows more than twentyfold is delivered compressed, as E2E-spec 2.3.2 demands: else a few packets
     /// would make this exit flood a mailbox. Up to so many octets it is delivered as text all the same.
     pub inflate_max: u64,
@@ -282,6 +286,7 @@ impl Default for SmtpDeliveryConfig {
         Self {
             enabled: false,
             max_size: 100 * 1024,
+            mime_max_size: 0,
             inflate_max: 0,
             retry: RetrySchedule::new(vec![RetryStep { every: hours(7), during: hours(6 * 24) }]),
             refusals: None,
@@ -292,6 +297,21 @@ impl Default for SmtpDeliveryConfig {
             maildir: MaildirConfig::default(),
             mail: MailConfig::default(),
         }
+    }
+}
+
+impl SmtpDeliveryConfig {
+    /// Octets of the largest message with attachments, if any are delivered.
+    pub fn mime(&self) -> Option<u64> {
+        (self.mime_max_size > 0).then_some(self.mime_max_size)
+    }
+}
+
+/// Descriptors count in kilobytes: less would be a promise to deliver none.
+fn none_or_a_kilobyte<'de, D: Deserializer<'de>>(value: D) -> Result<u64, D::Error> {
+    match u64::deserialize(value)? {
+        1..1024 => Err(D::Error::custom("must be 0, or 1024 and more")),
+        octets => Ok(octets),
     }
 }
 

@@ -57,7 +57,9 @@ fn fields(
     published: SystemTime,
 ) -> Result<DescriptorFields, NodeError> {
     let host = HostName::parse(&config.host).map_err(NodeError::Host)?;
-    let delivery = |max_size, allow_from| Delivery { max_size, allow_from };
+    let smtp = &config.smtp;
+    let smtp = Delivery { max_size: smtp.max_size, allow_from: smtp.mail.allow_from, mime: smtp.mime() };
+    let mbox = Delivery { max_size: config.mbox.max_size, allow_from: true, mime: None };
     let text = |text: &String| (!text.is_empty()).then(|| text.clone());
     let insecurities = weaknesses(config);
     Ok(DescriptorFields {
@@ -75,8 +77,8 @@ fn fields(
         takes_from: config.incoming.access.policy().clone(),
         connects: true,
         connects_to: config.outgoing.access.policy().clone(),
-        smtp: config.smtp.enabled.then(|| delivery(config.smtp.max_size, config.smtp.mail.allow_from)),
-        mbox: config.mbox.enabled.then(|| delivery(config.mbox.max_size, true)),
+        smtp: config.smtp.enabled.then_some(smtp),
+        mbox: config.mbox.enabled.then_some(mbox),
         fragmented: config.fragments.enabled.then(|| config.fragments.most_fragments()),
     })
 }
@@ -242,13 +244,14 @@ mod tests {
         node.config.keys.ahead = 20 * DAY;
         assert_eq!(node.describe(day(2)), before);
         type Change = (&'static str, fn(&mut NodeConfig));
-        let changes: [Change; 8] = [
+        let changes: [Change; 9] = [
             ("contact", |config| config.contact = "alice@example.org".into()),
             ("contact_fingerprint", |config| config.contact_fingerprint = "0123 4567".into()),
             ("comments", |config| config.comments = "a comment".into()),
             ("host", |config| config.host = "mix.example".into()),
             ("port", |config| config.port = 4711),
             ("smtp", |config| config.smtp.enabled = true),
+            ("attachments", |config| config.smtp.mime_max_size = 1 << 20),
             ("fragments", |config| config.fragments.enabled = true),
             ("mixing", |config| config.mixing.minimum = 3),
         ];

@@ -38,8 +38,9 @@ use crate::deliver::refusals::Refusals;
 use crate::packet::RoutingType;
 use crate::path::Mailbox;
 use crate::payload::compress::{InvalidCompression, decompress, expansion_limit};
+use crate::payload::entity::{Entity, InvalidEntity};
 use crate::payload::exit::ExitContent;
-use crate::payload::{Content as Decoded, armor, headers};
+use crate::payload::{Content as Decoded, MessageHeaders, armor, headers};
 use crate::secret::Secret;
 use crate::store::fragments::{self, Addition, FragmentedId};
 use crate::store::inbox::Arrival;
@@ -63,8 +64,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(60);
 const EXPIRY: Duration = Duration::from_secs(3600);
 /// How long the ids of completed and rejected messages are remembered, so that late fragments find no new message.
 const REMEMBER: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Octets of the headers before a body, at most: four of 900 octets with their names (E2E-spec 3.1.2).
-const MESSAGE_HEADERS_LEN: usize = 4096;
+/// Octets of the headers before a body, at most: five of 900 octets with their names (E2E-spec 3.1.2).
+const MESSAGE_HEADERS_LEN: usize = 8192;
 /// How long a mail server that has been asked to take a mail may go on after the stop: less than a process has, so that
 /// the database is closed in time. A mail that it has taken by the end and not said so is handed over again.
 const GRACE: Duration = Duration::from_secs(30);
@@ -81,6 +82,8 @@ pub(super) struct SmtpWay {
     pub(super) writer: MailWriter,
     pub(super) out: WayOut,
     pub(super) max_size: u64,
+    /// Octets of the largest message with attachments, where they are delivered.
+    pub(super) mime: Option<u64>,
     /// Overcompressed messages are delivered as text up to this many octets.
     pub(super) inflate_max: u64,
     pub(super) retry: RetrySchedule,
@@ -124,7 +127,7 @@ impl SmtpWay {
             },
         };
         let octets = |limit: u64| usize::try_from(limit).unwrap_or(usize::MAX);
-        let most = octets(self.max_size).saturating_add(MESSAGE_HEADERS_LEN);
+        let most = octets(self.max_size.max(self.mime.unwrap_or(0))).saturating_add(MESSAGE_HEADERS_LEN);
         let natural = expansion_limit(compressed.len()).max(octets(self.inflate_max));
         match decompress(&compressed, natural.min(most)) {
             Ok(mut message) => {
@@ -139,6 +142,12 @@ impl SmtpWay {
             }
             Err(_) => None,
         }
+    }
+
+    /// The message as one with attachments. `None` when it does not say that it is one, or is none that this exit delivers.
+    fn attachments(&self, headers: &MessageHeaders, body: &[u8]) -> Option<Result<Entity, InvalidEntity>> {
+        let content_type = headers.content_type.as_deref()?;
+        (body.len() as u64 <= self.mime?).then(|| Entity::parse(content_type, body))
     }
 }
 
@@ -681,9 +690,14 @@ fn write_mail(
     dice: &mut impl CryptoRng,
 ) -> Option<Vec<u8>> {
     let content = way.content(content)?;
+    let attachments = match &content {
+        ExitContent::Plain { headers, body } => way.attachments(headers, body),
+        _ => None,
+    };
+    let max_size = if matches!(attachments, Some(Ok(_))) { u64::MAX } else { way.max_size };
     let armour = || String::from_utf8(armor::message_to_text(&content)).unwrap_or_default();
     let (heading, text, armour) = match &content {
-        ExitContent::Plain { body, .. } if body.len() as u64 > way.max_size => return None,
+        ExitContent::Plain { body, .. } if body.len() as u64 > max_size => return None,
         ExitContent::Plain { headers, body } => {
             let heading = Heading {
                 subject: headers.subject.as_deref(),
@@ -697,7 +711,11 @@ fn write_mail(
     };
     let armour = armour.as_deref().unwrap_or_default();
     let content = match (&content, text) {
-        (_, Some(text)) => Content::Text(text),
+        (_, Some(text)) => match &attachments {
+            None => Content::Text(text),
+            Some(Ok(entity)) => Content::Attachments(entity),
+            Some(Err(_)) => Content::Malformed(text),
+        },
         (ExitContent::Overcompressed { .. }, None) => Content::Overcompressed { armour },
         (ExitContent::Encrypted { .. }, None) => Content::Encrypted { armour },
         (ExitContent::Plain { .. } | ExitContent::Fragment { .. }, None) => Content::Binary { armour },

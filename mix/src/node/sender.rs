@@ -451,7 +451,7 @@ mod tests {
     /// A mix that does everything up to 128 KB, but for the changes.
     fn mix(nickname: &str, key: &PrivateKey, change: impl FnOnce(&mut DescriptorFields)) -> Arc<Descriptor> {
         let midnight = now() - DAY / 2;
-        let delivery = Delivery { max_size: 128 * KB, allow_from: true };
+        let delivery = Delivery { max_size: 128 * KB, allow_from: true, mime: None };
         let mut fields = DescriptorFields {
             nickname: nickname.parse().unwrap(),
             published: midnight - DAY,

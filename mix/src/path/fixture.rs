@@ -31,7 +31,7 @@ pub(super) fn mix(nickname: &str) -> Arc<Descriptor> {
 pub(super) fn mix_with(nickname: &str, change: impl FnOnce(&mut DescriptorFields)) -> Arc<Descriptor> {
     let key = key(nickname);
     let midnight = now() - Duration::from_secs(999);
-    let delivery = Delivery { max_size: 128 * 1024, allow_from: true };
+    let delivery = Delivery { max_size: 128 * 1024, allow_from: true, mime: None };
     let mut fields = DescriptorFields {
         nickname: nickname.parse().unwrap(),
         published: midnight - DAY,

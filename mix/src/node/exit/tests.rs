@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicUsize;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use super::*;
+use crate::crypto::stream::{StreamKey, prng};
 use crate::deliver::limits::MailLimit;
 use crate::deliver::mail::MailConfig;
 use crate::deliver::smtp::{SmtpExit, SmtpExitConfig};
@@ -11,6 +12,7 @@ use crate::node::retry::RetryStep;
 use crate::packet::build::Exit;
 use crate::packet::{Handle, Payload};
 use crate::payload::compress::compress;
+use crate::payload::entity::{File, FileType};
 use crate::payload::{Capacity, encode};
 use crate::store::NODE_SCHEMAS;
 use crate::store::queue::pool::{self, PoolItem};
@@ -449,7 +451,7 @@ fn smtp_way(max_size: u64, inflate_max: u64) -> SmtpWay {
     let out = WayOut::SmartHost(Box::new(SmtpExit::new(&SmtpExitConfig::default(), writer.return_address()).unwrap()));
     let message_ids = MessageIds(Arc::new(Secret::new([7; DIGEST_LEN])));
     let (retry, refusals, limits) = (RetrySchedule::new(Vec::new()), Refusals::default(), LimitsConfig::none());
-    SmtpWay { writer, out, max_size, inflate_max, retry, message_ids, refusals, limits }
+    SmtpWay { writer, out, max_size, mime: None, inflate_max, retry, message_ids, refusals, limits }
 }
 
 fn written(way: &SmtpWay, len: usize) -> Option<String> {
@@ -493,6 +495,58 @@ fn message_larger_than_the_exit_takes_is_dropped() {
     assert!(written(&way, 100_000).is_some());
     assert_eq!(written(&way, 110_000), None);
     assert_eq!(written(&way, 30_000_000), None);
+}
+
+/// A message with an attachment, as an exit that takes so much of them writes it.
+fn attached(mime: Option<u64>, change: impl FnOnce(String) -> String) -> Option<String> {
+    let file = File::new(FileType::named("image/png").unwrap(), b"a picture".to_vec());
+    let entity = Entity::new("text\n".to_owned(), vec![file]).unwrap();
+    let message = String::from_utf8(entity.message(MessageHeaders::default()).unwrap()).unwrap();
+    let (to, world) = (Mailbox::parse("bob@example.org").unwrap(), World::real());
+    let queued = Queued::Message(compress(change(message).as_bytes()));
+    let way = SmtpWay { mime, ..smtp_way(1000, 0) };
+    let mail = write_mail(&way, &to, queued, world.now(), &mut world.dice())?;
+    Some(String::from_utf8(mail).unwrap())
+}
+
+#[test]
+fn attachments_are_delivered_where_the_exit_says_so_and_are_text_elsewhere() {
+    let same = |message| message;
+    let mail = attached(Some(2000), same).unwrap();
+    assert!(mail.contains("filename=\"attachment-1.png\"") && mail.contains("\r\nYSBwaWN0dXJl\r\n"), "{mail}");
+    let text = attached(None, same).unwrap();
+    assert!(
+        text.contains("\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 7bit\r\n\r\n--=_")
+    );
+    assert!(!text.contains("CONTENT-TYPE") && text.contains("\r\ntext\r\n"), "{text}");
+    let beyond = attached(Some(100), same).unwrap();
+    assert!(beyond.contains("Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 7bit\r\n\r\n--=_"));
+}
+
+#[test]
+fn attachments_that_are_none_come_as_text_with_an_explanation() {
+    let mail = attached(Some(2000), |message| message.replace("attachment\n", "attachment; filename=x\n")).unwrap();
+    let (_, body) = mail.split_once("\r\n\r\n").unwrap();
+    assert!(body.starts_with("The message below was to bring attachments"), "{body}");
+    assert!(body.contains("filename=x\r\n") && !mail.contains("attachment-1"), "{mail}");
+    let binary = attached(Some(2000), |message| message.replace("text\n", "te\0xt\n")).unwrap();
+    assert!(binary.contains("is not text, so it comes in Base64"), "{binary}");
+}
+
+#[test]
+fn limit_of_attachments_is_not_that_of_text() {
+    let long = |len: usize| {
+        let file = File::new(FileType::OCTETS, prng(&StreamKey::new([7; 16]), len));
+        let entity = Entity::new("text\n".to_owned(), vec![file]).unwrap();
+        compress(&entity.message(MessageHeaders::default()).unwrap())
+    };
+    let (to, world) = (Mailbox::parse("bob@example.org").unwrap(), World::real());
+    let way = SmtpWay { mime: Some(50_000), ..smtp_way(1000, 0) };
+    let write = |message| write_mail(&way, &to, Queued::Message(message), world.now(), &mut world.dice());
+    assert!(write(long(30_000)).is_some());
+    assert_eq!(write(long(40_000)), None, "54 KB in base64");
+    let text = [b"\n", &vec![b'x'; 2000][..]].concat();
+    assert_eq!(write(compress(&text)), None, "text beyond its own limit");
 }
 
 #[tokio::test]

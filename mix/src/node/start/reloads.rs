@@ -397,3 +397,25 @@ async fn list_of_refusals_is_read_at_each_reload_and_one_with_a_mistake_changes_
     assert_eq!((refuses("bob@x.y"), refuses("eve@x.y")), (false, true));
     story.end().await;
 }
+
+#[tokio::test]
+async fn attachments_are_delivered_and_stated_from_a_reload_on() {
+    let mut story = Story::begin(
+        |config| {
+            config.smtp.enabled = true;
+            config.smtp.mail.return_address = Mailbox::parse("nobody@exit.example").ok();
+        },
+        |_| {},
+    )
+    .await;
+    let (ways, control) = (story.running.control.0.changes.ways.subscribe(), story.running.control.clone());
+    let delivered = || ways.borrow().smtp.as_ref().unwrap().mime;
+    let stated = || control.descriptor().smtp().unwrap().mime;
+    assert_eq!((delivered(), stated()), (None, None));
+    for mime in [Some(1 << 20), None] {
+        story.reload(|config| config.smtp.mime_max_size = mime.unwrap_or(0));
+        assert_eq!(delivered(), mime);
+        until("a descriptor that says so", || stated() == mime).await;
+    }
+    story.end().await;
+}
