@@ -8,13 +8,15 @@ use mix::crypto::Digest;
 use mix::deliver::mbox::{LocalMailboxes, NotDelivered};
 use mix::directory::Directory;
 use mix::node::network::Network;
-use mix::node::sender::{self, Style, Wish};
+use mix::node::sender::{self, NoWay, Style, Wish};
 use mix::node::{NodeControl, World};
 use mix::path::ExitAddress;
+use mix::path::select::NoPath;
+use mix::path::valid::CannotDeliver;
 use mix::store::inbox::{self, Arrival};
 use mix::store::outbox::{self, Mail};
 use mix::store::{Db, StoreError};
-use smtp_in::policy::{Exits, NoExit, Outbox};
+use smtp_in::policy::{Asked, Exits, NoExit, Outbox};
 use tokio::sync::{Notify, watch};
 
 use crate::accounts::Accounts;
@@ -32,7 +34,13 @@ pub(crate) struct KnownExits {
 }
 
 impl KnownExits {
-    fn largest_for(&self, directory: &Directory, to: &ExitAddress, now: SystemTime) -> Result<u64, NoExit> {
+    fn largest_for(
+        &self,
+        directory: &Directory,
+        to: &ExitAddress,
+        attachments: bool,
+        now: SystemTime,
+    ) -> Result<u64, NoExit> {
         if let (ExitAddress::Mbox { name, server: Some(server) }, Some((own, accounts))) = (to, &self.own) {
             let own = own.descriptor();
             if server == own.nickname() && own.mbox().is_some() && !accounts.contains(name) {
@@ -41,26 +49,29 @@ impl KnownExits {
         }
         let largest = match to {
             ExitAddress::Smtp(_) | ExitAddress::Mbox { server: Some(_), .. } => {
-                sender::largest_message(directory, to, now)
+                sender::largest_message(directory, to, attachments, now)
             }
             ExitAddress::Mbox { server: None, .. } | ExitAddress::Drop | ExitAddress::Raw { .. } => None,
         };
-        largest.ok_or(NoExit::Unsupported)
+        largest.ok_or(if attachments { NoExit::Attachments } else { NoExit::Unsupported })
     }
 }
 
 impl Exits for KnownExits {
-    fn accepts(&self, identity: &str, to: &ExitAddress, message_len: usize) -> Result<(), NoExit> {
+    fn accepts(&self, identity: &str, to: &ExitAddress, message: Asked) -> Result<(), NoExit> {
         let directory = self.network.directory().ok_or(NoExit::NoNetwork)?;
         let now = self.world.now();
-        let limit = self.largest_for(&directory, to, now)?;
-        let message_len = u32::try_from(message_len).map_err(|_| NoExit::TooLarge { limit })?;
-        if u64::from(message_len) > limit {
-            return Err(NoExit::TooLarge { limit });
-        }
+        let Asked { len, attachments } = message;
+        let limit = self.largest_for(&directory, to, attachments, now)?;
+        let too_large = if attachments { NoExit::AttachmentsTooLarge { limit } } else { NoExit::TooLarge { limit } };
+        let message_len = u32::try_from(len).ok().filter(|len| u64::from(*len) <= limit).ok_or(too_large)?;
         let reply_to = self.reply_to.as_ref().and_then(|reply_to| reply_to.borrow().get(identity).cloned());
-        let wish = Wish { to, message_len, reply_to: reply_to.as_ref() };
-        Ok(self.style.check(&directory, &wish, now, &mut self.world.dice())?)
+        let wish = Wish { to, message_len, attachments, reply_to: reply_to.as_ref() };
+        self.style.check(&directory, &wish, now, &mut self.world.dice()).map_err(|why| match why {
+            // The settings name an exit that delivers none.
+            NoWay::Forward(NoPath::CannotDeliver { why: CannotDeliver::Attachments, .. }) => NoExit::Attachments,
+            other => other.into(),
+        })
     }
 
     fn largest(&self) -> u64 {

@@ -247,6 +247,7 @@ fn what_cannot_be_meant_is_refused_by_file_line_and_key() {
         ("network", "retry = \"0s\""),
         ("gateway.smtp", "max_size = 10"),
         ("gateway.smtp", "max_recipients = 0"),
+        ("gateway.smtp", "attachments = \"sometimes\""),
         ("gateway.smtp", "session_timeout = \"500000000000 years\""),
         ("gateway.pop", "idle_timeout = \"1 minute\""),
         ("gateway.sender", "path = \"a,,b\""),

@@ -7,7 +7,7 @@ use mix::settings;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::InvalidConfig;
-use crate::policy::Policy;
+use crate::policy::{Attachments, Policy};
 
 /// The section of the settings about mail that comes in from the user's mail client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ pub struct SmtpConfig {
     /// Where mail clients connect to. A loopback address: there is no TLS at this door, so passwords would cross any
     /// other network in the clear.
     pub listen: LoopbackAddress,
-    /// Octets of a mail as the client sends it, attachments included although they do not travel.
+    /// Octets of a mail as the client sends it, attachments included.
     #[serde(deserialize_with = "mail_size")]
     pub max_size: u64,
     /// Recipients of one mail. Each is sent a message of its own.
@@ -29,6 +29,8 @@ pub struct SmtpConfig {
     /// Up to so many octets it is sent all the same, where all exits are known to inflate as much (`node.smtp.inflate_max`
     /// of their operators).
     pub inflate_max: usize,
+    /// What becomes of attachments.
+    pub attachments: Attachments,
     /// How long a client may be silent. RFC 5321 4.5.3.2 asks for five minutes.
     #[serde(with = "mix::settings::time")]
     pub idle_timeout: Duration,
@@ -49,6 +51,7 @@ impl Default for SmtpConfig {
             max_recipients: 50,
             reply_blocks: 1,
             inflate_max: 0,
+            attachments: Attachments::default(),
             idle_timeout: Duration::from_secs(5 * 60),
             session_timeout: Duration::from_secs(60 * 60),
             max_connections: 16,
@@ -87,6 +90,7 @@ impl SmtpConfig {
             max_recipients: within("max_recipients", self.max_recipients, 1, MOST)?,
             reply_blocks: self.reply_blocks,
             inflate_max: self.inflate_max,
+            attachments: self.attachments,
             idle_timeout: at_least_a_second("idle_timeout", self.idle_timeout)?,
             session_timeout: at_least_a_second("session_timeout", self.session_timeout)?,
             login_timeout: LOGIN_TIMEOUT,

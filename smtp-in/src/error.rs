@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use mix::net::sockets::Exposed;
+use mix::payload::entity::InvalidEntity;
 use mix::payload::headers::InvalidHeader;
 use mix::store::StoreError;
 
@@ -52,12 +53,20 @@ pub enum Refused {
     /// Nothing in it that may travel, or nothing legible.
     #[error(transparent)]
     Letter(#[from] NoLetter),
+    /// It has attachments that never travel, and its sender wants all of them sent or nothing.
+    #[error(
+        "an attachment of the mail never travels: no mail, card, calendar, key or signature does, nor what cannot be read"
+    )]
+    Attachment,
     /// No exit takes it for one of its recipients.
     #[error(transparent)]
     Exit(#[from] NoExit),
     /// What is left of it has headers that cannot travel.
     #[error(transparent)]
     Header(#[from] InvalidHeader),
+    /// What is left of it is no text with attachments.
+    #[error(transparent)]
+    Entity(#[from] InvalidEntity),
     /// Exits would hand it over compressed, in armour, since nobody can tell it from a mail bomb (E2E-spec 2.3.2).
     #[error("the text repeats itself so much that its recipient would get it compressed and could not read it")]
     Overcompressed,
@@ -77,8 +86,9 @@ impl Refused {
     pub fn reply(&self) -> Reply {
         match self {
             Self::Letter(why) => why.into(),
+            Self::Attachment => Reply::new(554, "5.6.1", self.to_string()),
             Self::Exit(why) => why.into(),
-            Self::Header(_) | Self::Overcompressed => Reply::new(554, "5.6.0", self.to_string()),
+            Self::Header(_) | Self::Entity(_) | Self::Overcompressed => Reply::new(554, "5.6.0", self.to_string()),
             Self::Store(StoreError::Full) => Reply::new(452, "4.3.1", "no space left for mail, try again later"),
             Self::Store(_) | Self::StoreCrashed => {
                 Reply::new(451, "4.3.0", "the mail could not be stored, try again later")
@@ -107,7 +117,8 @@ impl From<&NoExit> for Reply {
         match why {
             NoExit::NoNetwork => Self::new(451, "4.4.0", why.to_string()),
             NoExit::Unsupported => Self::new(550, "5.4.4", why.to_string()),
-            NoExit::TooLarge { .. } => Self::new(552, "5.3.4", why.to_string()),
+            NoExit::Attachments => Self::new(554, "5.6.1", why.to_string()),
+            NoExit::TooLarge { .. } | NoExit::AttachmentsTooLarge { .. } => Self::new(552, "5.3.4", why.to_string()),
             NoExit::NoWay(_) => Self::new(451, "4.4.4", why.to_string()),
         }
     }

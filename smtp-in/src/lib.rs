@@ -18,5 +18,5 @@ pub mod server;
 pub mod session;
 
 pub use config::SmtpConfig;
-pub use policy::{Accounts, Exits, House, NoExit, Outbox, Policy};
+pub use policy::{Accounts, Asked, Attachments, Exits, House, NoExit, Outbox, Policy};
 pub use server::Server;

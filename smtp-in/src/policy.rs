@@ -8,6 +8,7 @@ use mix::node::sender::NoWay;
 use mix::path::address::ExitAddress;
 use mix::store::outbox::{self, Mail};
 use mix::store::{Db, StoreError};
+use serde::{Deserialize, Serialize};
 
 /// The limits of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct Policy {
     pub reply_blocks: u8,
     /// Octets of a text that shrinks to less than a twentieth, beyond which it is refused: exits would hand it over compressed.
     pub inflate_max: usize,
+    /// What becomes of attachments.
+    pub attachments: Attachments,
     /// How long a client may be silent, or leave a reply unread.
     pub idle_timeout: Duration,
     /// How long a client may stay at all: one that sends an octet a minute is never silent.
@@ -30,18 +33,46 @@ pub struct Policy {
     pub max_connections: usize,
 }
 
+/// What becomes of attachments. Files travel with the octets that they have: what is written in them is not looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attachments {
+    /// They travel where an exit delivers them; where none does, the text goes without them and says so.
+    #[default]
+    Send,
+    /// None travels; the text says how many there were.
+    Drop,
+    /// They travel where an exit delivers them; where none does, or one of them never travels, the mail is refused.
+    Refuse,
+}
+
+/// What exits are asked about a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Octets of headers, text, attachments and reply blocks, uncompressed.
+    pub len: usize,
+    /// Whether it has attachments.
+    pub attachments: bool,
+}
+
+impl Asked {
+    /// A message without attachments.
+    pub fn text(len: usize) -> Self {
+        Self { len, attachments: false }
+    }
+}
+
 /// The exits, as far as the directory of the day knows them.
 pub trait Exits: Send + Sync {
-    /// Whether some exit delivers `message_len` octets (headers, text and reply blocks, uncompressed) of the account
-    /// `identity` to `to`, and paths lead there and, for its reply blocks, back. Asked with 0 when the recipient is named, and
-    /// with the length after the mail has come. Called between two reads of a socket: it must look something up, not go
+    /// Whether some exit delivers such a message of the account `identity` to `to`, and paths lead there and, for its reply
+    /// blocks, back. Asked with a text of 0 octets when the recipient is named, and of the message after the mail has come. Called between two reads of a socket: it must look something up, not go
     /// and ask.
     ///
     /// # Errors
     /// [`NoExit`], by what stands in the way.
-    fn accepts(&self, identity: &str, to: &ExitAddress, message_len: usize) -> Result<(), NoExit>;
+    fn accepts(&self, identity: &str, to: &ExitAddress, message: Asked) -> Result<(), NoExit>;
 
-    /// Octets of the longest message that any exit takes, reply blocks included.
+    /// Octets of the longest message without attachments that any exit takes, reply blocks included.
     fn largest(&self) -> u64;
 }
 
@@ -58,6 +89,17 @@ pub enum NoExit {
     #[error("the text is too long: exits take at most {limit} octets")]
     TooLarge {
         /// What they take; in a reply to a client, what is left of it for headers and text.
+        limit: u64,
+    },
+    /// Exits are there, but none that states that it delivers attachments to such an address.
+    #[error("no exit of the network delivers attachments to this address; send the text without them")]
+    Attachments,
+    /// Too long with its attachments for all exits that deliver some.
+    #[error(
+        "text and attachments are too long: exits take at most {limit} octets, and a file becomes longer by a third"
+    )]
+    AttachmentsTooLarge {
+        /// What they take; in a reply to a client, what is left of it for headers, text and attachments.
         limit: u64,
     },
     /// Exits are there, but no path to them or back. The settings of the sender or the mixes of the day may be to blame.

@@ -1,5 +1,5 @@
-//! What of a mail may travel: subject, the sender's name, the threading headers and the text. Everything else is dropped,
-//! since everything else tells who wrote it where, when and with which program.
+//! What of a mail may travel: subject, the sender's name, the threading headers, the text, and of files their octets
+//! (`files`). Everything else is dropped, since everything else tells who wrote it where, when and with which program.
 //!
 //! Pure: octets of a mail in, a [`Letter`] out. Header fields, encoded words and base64 are mail-parser's work, charsets
 //! are `charset`'s; the tree of parts is walked here, since mail-parser descends into forwarded mails as deep as their
@@ -12,9 +12,14 @@ use std::fmt;
 use mail_parser::decoders::base64::base64_decode;
 use mail_parser::decoders::quoted_printable::quoted_printable_decode_char;
 use mail_parser::{ContentType, GetHeader as _, Header, HeaderName, HeaderValue, MessageParser};
+use mix::payload::entity::File;
 use mix::payload::headers::VALUE_LEN_MAX;
 
 use crate::{charset, html};
+
+mod files;
+
+use files::Files;
 
 /// Octets of the header section of a mail or part. Mail servers stop at 64 to 256 KiB.
 const MAX_HEADERS_LEN: usize = 256 * 1024;
@@ -40,8 +45,12 @@ pub struct Letter {
     pub in_reply_to: Option<String>,
     /// Message-ids in their angle brackets, a space between them.
     pub references: Option<String>,
-    /// The text, in lines that end in LF.
+    /// The text, in lines that end in LF. Empty only where there are files.
     pub text: String,
+    /// The files that came along and may travel, where an exit delivers them.
+    pub files: Vec<File>,
+    /// How many came along that never travel, or cannot be read.
+    pub left_out: usize,
 }
 
 /// Prints nothing of it.
@@ -54,7 +63,7 @@ impl fmt::Debug for Letter {
 /// Why nothing of a mail can travel. Told to its author as it stands here.
 #[derive(Debug, thiserror::Error, PartialEq, Eq, Clone, Copy)]
 pub enum NoLetter {
-    /// Only attachments, or nothing at all.
+    /// Only attachments that do not travel, or nothing at all.
     #[error("the mail has no readable text, and nothing else of it would travel")]
     NoText,
     /// The text is in a part that only its recipient can read, but the parts do not travel.
@@ -93,13 +102,21 @@ pub enum NoLetter {
 /// [`NoLetter`], by what stands in the way.
 pub fn scrub(mail: &[u8], room: usize) -> Result<Letter, NoLetter> {
     let root = Part::read(mail)?;
-    let Found { text, .. } = Walk { parts: 0, room }.look(&root, Place::ROOT)?.ok_or(NoLetter::NoText)?;
+    let found = Walk { parts: 0, room }.look(&root, Place::ROOT)?;
+    let Files { found: files, left_out, .. } = Files::of(&root)?;
+    let text = match found {
+        Some(Found { text, .. }) => text,
+        None if files.is_empty() => return Err(NoLetter::NoText),
+        None => String::new(),
+    };
     Ok(Letter {
         subject: root.subject(),
         from_name: root.sender_name(),
         in_reply_to: root.header(&HeaderName::InReplyTo).and_then(|value| ids(value).into_iter().next()),
         references: root.header(&HeaderName::References).and_then(|value| first_and_last(&ids(value))),
         text,
+        files,
+        left_out,
     })
 }
 
@@ -197,13 +214,12 @@ impl<'m> Part<'m> {
     }
 
     fn kind(&self, in_digest: bool) -> Kind {
-        let Some(content_type) = self.content_type() else {
+        if self.content_type().is_none() && in_digest {
             // The parts of a digest are mails unless they say otherwise (RFC 2046 5.1.5).
-            return if in_digest { Kind::Forwarded } else { Kind::Plain };
-        };
-        let main = content_type.ctype().to_ascii_lowercase();
-        let subtype = content_type.subtype().unwrap_or_default().to_ascii_lowercase();
-        match (main.as_str(), subtype.as_str()) {
+            return Kind::Forwarded;
+        }
+        let media_type = self.media_type();
+        match media_type.split_once('/').unwrap_or_default() {
             // Without a subtype it is broken, and stands for the default (RFC 2045 5.2).
             ("text", "plain" | "") | ("", _) => Kind::Plain,
             ("text", "html" | "x-amp-html") => Kind::Html,
@@ -217,6 +233,16 @@ impl<'m> Part<'m> {
             ("message", "rfc822" | "global" | "news") => Kind::Forwarded,
             _ => Kind::Other,
         }
+    }
+
+    /// What it says that it is, in small letters; the default where it says nothing (RFC 2045 5.2).
+    fn media_type(&self) -> String {
+        let Some(content_type) = self.content_type() else { return "text/plain".to_owned() };
+        format!("{}/{}", content_type.ctype(), content_type.subtype().unwrap_or_default()).to_ascii_lowercase()
+    }
+
+    fn is_signed(&self) -> bool {
+        self.media_type() == "multipart/signed"
     }
 
     /// The parts of a multipart. One with nothing in it has none: Outlook Express for Macintosh gave a multipart and the

@@ -19,7 +19,7 @@ use smtp_proto::{
 
 use crate::data::{BadData, Data};
 use crate::error::{Refused, Reply};
-use crate::policy::{Exits, Policy};
+use crate::policy::{Asked, Exits, Policy};
 use crate::recipient;
 
 /// Longest command line with its CRLF. RFC 5321 4.5.3.1.4 has 512, and extensions add to that.
@@ -497,7 +497,7 @@ impl Session {
             self.push(&Reply::new(452, "4.5.3", text));
             return None;
         }
-        if let Err(why) = self.exits.accepts(identity, &address, 0) {
+        if let Err(why) = self.exits.accepts(identity, &address, Asked::text(0)) {
             return self.refuse(&Reply::from(&why));
         }
         recipients.push(address);

@@ -44,6 +44,7 @@ fn four_headers_and_the_text_are_all_that_is_taken() {
         in_reply_to: Some("<1@x>".to_owned()),
         references: Some("<0@x> <1@x>".to_owned()),
         text: "Text.\n".to_owned(),
+        ..Letter::default()
     };
     let letter = letter(mail);
     assert!(letter == expected, "{:?} {:?} {:?}", letter.subject, letter.references, letter.text);
@@ -192,7 +193,7 @@ fn mail_of_html_alone_becomes_text() {
 }
 
 #[test]
-fn attachments_are_dropped() {
+fn attachments_are_no_text() {
     let attached = "Content-Disposition: attachment\n\nsecret\n";
     let unknown = "Content-Disposition: x-hidden\n\nsecret\n";
     let shown = "Content-Type: text/plain; name=list.txt\nContent-Disposition: Inline; filename=list.txt\n\nshown\n";
@@ -200,7 +201,121 @@ fn attachments_are_dropped() {
     let calendar = "Content-Type: text/calendar\n\nsecret\n";
     let bounced = "Content-Type: text/rfc822-headers\n\nFrom: secret@example.org\n";
     let parts = ["\nhi\n", attached, unknown, shown, forwarded, calendar, bounced];
-    assert_eq!(text(&multipart("mixed", &parts)), "hi\n\nshown\n");
+    let letter = letter(&multipart("mixed", &parts));
+    assert_eq!(letter.text, "hi\n\nshown\n");
+    assert_eq!((files(&letter), letter.left_out), (vec![("text/plain", &b"secret\r\n"[..]); 2], 3));
+}
+
+/// The files of a letter, by type.
+fn files(letter: &Letter) -> Vec<(&'static str, &[u8])> {
+    letter.files.iter().map(|file| (file.file_type().name(), file.octets())).collect()
+}
+
+#[test]
+fn of_a_file_its_type_and_its_octets_are_all_that_is_taken() {
+    let picture = "Content-Type: Image/PNG; name=\"canary 1.png\"; x-canary=2\nContent-ID: <canary3@host>\n\
+        Content-Description: canary 4\nContent-Transfer-Encoding: base64\nX-Canary: 5\nContent-Disposition: inline;\n \
+        filename*=utf-8''canary%206.png; creation-date=\"Tue, 24 Nov 2026 02:00:00 +0100\"\n\niVBORw0KGgo=\n";
+    let table = "Content-Type: application/octet-stream; name=c.csv\nContent-Disposition: attachment\n\na;b\n";
+    let odd = "Content-Type: application/x-canary; name=x.canary\nContent-Disposition: attachment\n\nodd\n";
+    let letter = letter(&multipart("mixed", &["\nhi\n", picture, table, odd]));
+    let expected: [(&str, &[u8]); 3] =
+        [("image/png", b"\x89PNG\r\n\x1a\n"), ("text/csv", b"a;b\r\n"), ("application/octet-stream", b"odd\r\n")];
+    assert_eq!(files(&letter), expected);
+    assert_eq!((letter.text.as_str(), letter.left_out), ("hi\n", 0));
+}
+
+#[test]
+fn what_programs_add_and_what_is_a_mail_never_travels_as_a_file() {
+    for (kind, name) in [
+        ("text/vcard", "a"),
+        ("text/x-vcard", "a"),
+        ("text/calendar", "a"),
+        ("application/ics", "a"),
+        ("application/pgp-keys", "a.asc"),
+        ("application/pgp-signature", "a.asc"),
+        ("application/pkcs7-signature", "a"),
+        ("application/pkcs7-mime", "a"),
+        ("application/ms-tnef", "winmail.dat"),
+        ("application/applefile", "a"),
+        ("message/rfc822", "a"),
+        ("message/delivery-status", "a"),
+        ("multipart/mixed; boundary=y", "a"),
+        ("application/octet-stream", "Alice.VCF"),
+        ("application/octet-stream", "mail.eml"),
+        ("text/plain", "smime.p7s"),
+    ] {
+        let part = format!("Content-Type: {kind}\nContent-Disposition: attachment; filename={name}\n\nsecret\n");
+        let letter = letter(&multipart("mixed", &["\nhi\n", &part]));
+        assert_eq!((files(&letter), letter.left_out), (Vec::new(), 1), "{kind} {name}");
+    }
+}
+
+#[test]
+fn file_that_cannot_be_read_is_left_out_and_counted() {
+    let broken = "Content-Type: image/png\nContent-Transfer-Encoding: base64\n\n***\n";
+    let unknown = "Content-Type: image/png\nContent-Transfer-Encoding: x-uuencode\n\nbegin 644 x\n";
+    let letter = letter(&multipart("mixed", &["\nhi\n", broken, unknown]));
+    assert_eq!((files(&letter), letter.left_out), (Vec::new(), 2));
+}
+
+#[test]
+fn text_in_a_file_becomes_utf_8_where_its_charset_is_known_and_is_octets_elsewhere() {
+    let file = |head: &str, octets: &[u8]| {
+        let head = format!(
+            "Content-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n\r\nhi\r\n--x\r\nContent-Type: {head}\r\n\
+             Content-Disposition: attachment\r\n\r\n"
+        );
+        let letter = scrub(&[head.as_bytes(), octets, b"\r\n--x--\r\n"].concat()).unwrap();
+        (letter.files[0].file_type().name(), letter.files[0].octets().to_vec())
+    };
+    let octets = |octets: &[u8]| ("application/octet-stream", octets.to_vec());
+    assert_eq!(file("text/csv; charset=iso-8859-1", b"caf\xe9"), ("text/csv", "caf\u{e9}".into()));
+    assert_eq!(file("text/csv; charset=iso-8859-1", "caf\u{e9}".as_bytes()), ("text/csv", "caf\u{e9}".into()));
+    assert_eq!(file("text/csv", b"caf\xe9"), octets(b"caf\xe9"));
+    assert_eq!(file("text/csv; charset=utf-8", b"caf\xe9"), octets(b"caf\xe9"));
+    assert_eq!(file("text/csv; charset=x-martian", b"caf\xe9"), octets(b"caf\xe9"));
+    // It may name its charset itself.
+    assert_eq!(file("text/html; charset=iso-8859-1", b"caf\xe9"), octets(b"caf\xe9"));
+}
+
+#[test]
+fn files_are_found_wherever_programs_put_them_and_pictures_of_a_page_are_its_own() {
+    let (plain, page) = ("Content-Type: text/plain\n\nplain\n", "Content-Type: text/html\n\n<p>page</p>\n");
+    let picture = "Content-Type: image/gif\nContent-ID: <logo>\nContent-Disposition: inline\n\nlogo\n";
+    let pdf = "Content-Type: application/pdf\nContent-Disposition: attachment\n\npdf\n";
+    let signature = "Content-Type: application/pgp-signature\nContent-Disposition: attachment\n\nsecret\n";
+    let amp = "Content-Type: application/x-other-form\n\nother\n";
+    let expected: Vec<(&str, &[u8])> = vec![("application/pdf", b"pdf\r\n")];
+    let related = multipart("related", &[page, picture]);
+    for mail in [
+        multipart("mixed", &[plain, pdf]),
+        multipart("mixed", &[&multipart("alternative", &[plain, amp, &related]), pdf]),
+        multipart("related", &[page, picture, pdf]),
+        // As Apple's program writes it.
+        multipart("alternative", &[plain, &multipart("mixed", &[page, pdf, page])]),
+        multipart("signed", &[&multipart("mixed", &[plain, pdf]), signature]),
+    ] {
+        let letter = letter(&mail);
+        assert_eq!((files(&letter), letter.left_out), (expected.clone(), 0), "{mail}");
+    }
+}
+
+#[test]
+fn files_beyond_what_a_message_carries_are_counted() {
+    let parts = ["Content-Type: image/gif\n\nx\n"; 103];
+    let letter = letter(&multipart("mixed", &[&["\nhi\n"][..], &parts].concat()));
+    assert_eq!((letter.files.len(), letter.left_out), (100, 3));
+}
+
+#[test]
+fn mail_of_files_alone_has_no_text() {
+    for mail in
+        ["Content-Disposition: attachment\n\nx", "Content-Type: text/plain; name=x.txt\nContent-Disposition: x\n\nx"]
+    {
+        let letter = letter(mail);
+        assert_eq!((letter.text.as_str(), files(&letter)), ("", vec![("text/plain", &b"x"[..])]), "{mail}");
+    }
 }
 
 #[test]
@@ -282,10 +397,9 @@ fn mail_without_text_is_refused() {
         "",
         "Subject: only\n\n",
         "Subject: blank\n\n \n\t\n",
-        "Content-Disposition: attachment\n\nx\n",
-        "Content-Type: image/png\n\nx\n",
+        "Content-Type: text/vcard\nContent-Disposition: attachment\n\nx\n",
         "Content-Type: text/html\n\n<img src=x><script>x</script>\n",
-        &multipart("mixed", &["Content-Type: image/png\n\nx\n"]),
+        &multipart("mixed", &["Content-Type: message/delivery-status\n\nx\n"]),
     ] {
         assert_eq!(refused(mail), NoLetter::NoText, "{mail}");
     }

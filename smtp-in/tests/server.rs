@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use mix::path::address::ExitAddress;
 use mix::store::outbox::{self, Mail};
 use mix::store::{Db, StoreError};
-use smtp_in::{Accounts, Exits, House, NoExit, Outbox, Server, SmtpConfig};
+use smtp_in::{Accounts, Asked, Exits, House, NoExit, Outbox, Server, SmtpConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -17,10 +17,13 @@ use tokio_util::sync::CancellationToken;
 struct Network;
 
 impl Exits for Network {
-    fn accepts(&self, _: &str, to: &ExitAddress, message_len: usize) -> Result<(), NoExit> {
+    fn accepts(&self, _: &str, to: &ExitAddress, Asked { len, attachments }: Asked) -> Result<(), NoExit> {
         let panics = matches!(to, ExitAddress::Smtp(mailbox) if mailbox.domain() == "panic.example");
-        assert!(!panics || message_len == 0, "a mail that cannot be read");
-        if message_len > 50_000 { Err(NoExit::TooLarge { limit: 50_000 }) } else { Ok(()) }
+        if attachments {
+            return Err(NoExit::Attachments);
+        }
+        assert!(!panics || len == 0, "a mail that cannot be read");
+        if len > 50_000 { Err(NoExit::TooLarge { limit: 50_000 }) } else { Ok(()) }
     }
 
     fn largest(&self) -> u64 {

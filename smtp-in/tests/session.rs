@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use smtp_in::error::Refused;
 use smtp_in::scrub::NoLetter;
 use smtp_in::session::{Goodbye, MAX_AUTH_LEN, MAX_COMMAND_LEN, Session, Step, Submission, Verdict};
-use smtp_in::{Exits, NoExit, Policy, SmtpConfig};
+use smtp_in::{Asked, Exits, NoExit, Policy, SmtpConfig};
 
 struct Network;
 
@@ -18,7 +18,7 @@ fn no_way() -> NoExit {
 }
 
 impl Exits for Network {
-    fn accepts(&self, _: &str, to: &ExitAddress, _: usize) -> Result<(), NoExit> {
+    fn accepts(&self, _: &str, to: &ExitAddress, _: Asked) -> Result<(), NoExit> {
         match to {
             ExitAddress::Smtp(mailbox) if mailbox.domain() == "nonet.example" => Err(NoExit::NoNetwork),
             ExitAddress::Smtp(mailbox) if mailbox.domain() == "nopath.example" => Err(no_way()),

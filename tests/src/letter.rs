@@ -22,6 +22,21 @@ pub struct Letter {
     pub content_type: (String, Option<String>),
     /// The text, decoded, lines ending with LF.
     pub text: String,
+    /// What is attached.
+    pub files: Vec<Attached>,
+}
+
+/// A file of a mail.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub struct Attached {
+    /// What it is called.
+    pub name: String,
+    /// What its headers say that it is: type and charset.
+    pub content_type: (String, Option<String>),
+    /// Its octets, in base64.
+    pub base64: String,
+    /// The names of its headers.
+    pub headers: Vec<String>,
 }
 
 impl Letter {
@@ -39,7 +54,12 @@ impl Letter {
 
 /// Reads a list of files, or one mail; prints a list.
 const READER: &str = r#"
-import email, email.policy, json, sys
+import base64, email, email.policy, json, sys
+
+def attached(part):
+    kind = (part.get_content_type(), part.get_content_charset())
+    octets = base64.b64encode(part.get_payload(decode=True) or b"").decode()
+    return dict(name=part.get_filename() or "", content_type=kind, base64=octets, headers=part.keys())
 
 def letter(octets):
     mail = email.message_from_bytes(octets, policy=email.policy.default)
@@ -48,7 +68,7 @@ def letter(octets):
     to = mail["to"].addresses[0].addr_spec if mail["to"] and mail["to"].addresses else ""
     kind = (mail.get_content_type(), mail.get_content_charset())
     return dict(to=to, **{"from": str(mail["from"])}, subject=str(mail["subject"]), content_type=kind,
-                text=text.replace("\r\n", "\n"))
+                text=text.replace("\r\n", "\n"), files=[attached(part) for part in mail.iter_attachments()])
 
 names = json.load(sys.stdin)
 json.dump([letter(open(name, "rb").read()) for name in names], sys.stdout)

@@ -70,8 +70,13 @@ fn every_mail_is_delivered_or_refused_with_a_reason() {
         println!("{} refused: {reason}: {}", names.len(), names.join(" "));
     }
     for ((name, _), letter) in accepted.iter().zip(&letters) {
-        assert_eq!(letter.content_type, ("text/plain".into(), Some("utf-8".into())), "{name}");
-        assert!(!letter.body().trim().is_empty(), "{name} arrived empty");
+        let expected = if letter.files.is_empty() { ("text/plain", Some("utf-8")) } else { ("multipart/mixed", None) };
+        assert_eq!((&*letter.content_type.0, letter.content_type.1.as_deref()), expected, "{name}");
+        assert!(!letter.body().trim().is_empty() || !letter.files.is_empty(), "{name} arrived empty");
+        for (number, file) in letter.files.iter().enumerate() {
+            assert!(file.name.starts_with(&format!("attachment-{}.", number + 1)), "{name}: {}", file.name);
+            assert_eq!(file.headers, ["Content-Type", "Content-Transfer-Encoding", "Content-Disposition"], "{name}");
+        }
         assert!(!letter.text.contains('\u{fffd}'), "{name} arrived garbled: {}", letter.body());
         assert!(!letter.text.contains("comes in Base64"), "{name} arrived in armour");
     }

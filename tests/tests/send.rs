@@ -62,7 +62,7 @@ fn utf8_mail_is_delivered_and_answered() {
 }
 
 #[test]
-fn multipart_mail_with_an_attachment_arrives_as_its_text() {
+fn multipart_mail_arrives_as_its_text_with_the_attachment_and_is_answered() {
     let mail = "From: Alice <alice@example.net>\nTo: bob@example.org\nSubject: two faces\nMIME-Version: 1.0\n\
         Content-Type: multipart/mixed; boundary=outer\n\n\
         --outer\nContent-Type: multipart/alternative; boundary=inner\n\n\
@@ -72,9 +72,12 @@ fn multipart_mail_with_an_attachment_arrives_as_its_text() {
         --outer\nContent-Type: image/png; name=a.png\nContent-Transfer-Encoding: base64\n\
         Content-Disposition: attachment; filename=secret.png\n\niVBORw0KGgo=\n--outer--\n";
     let (delivered, answer) = sent("multipart", mail.as_bytes());
-    assert_eq!(delivered.body().trim_end(), "Příliš žluťoučký kůň.");
+    assert_eq!(delivered.body(), "Příliš žluťoučký kůň.\n");
     assert_eq!(delivered.subject, "two faces");
     assert!(!delivered.text.contains("other face") && !delivered.text.contains("iVBOR"), "{}", delivered.text);
+    let files: Vec<_> = delivered.files.iter().map(|file| (file.name.as_str(), file.base64.as_str())).collect();
+    assert_eq!(files, [("attachment-1.png", "iVBORw0KGgo=")]);
+    assert!(delivered.has_reply_block(), "it stands in the text");
     assert_eq!(answer.text, ANSWER);
 }
 
@@ -146,8 +149,7 @@ fn step_that_does_not_come_ends_the_story_with_its_name() {
 fn mail_that_is_refused_ends_the_story_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let eml = folder.path().join("mail.eml");
-    fs::write(&eml, "To: bob@example.org\nContent-Type: image/png\nContent-Transfer-Encoding: base64\n\niVBOR\n")
-        .unwrap();
+    fs::write(&eml, "To: bob@example.org\nContent-Type: text/vcard\n\nBEGIN:VCARD\n").unwrap();
     let output = send(&eml).output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{errors}");

@@ -358,6 +358,7 @@ fn node_config(home: &Path, state: &State, node: &NodeState, i: usize, interval:
     // The last two are the exits.
     config.smtp.enabled = i + 2 >= state.nodes.len();
     config.smtp.max_size = MAX_SIZE;
+    config.smtp.mime_max_size = MAX_SIZE;
     // Nobody floods anybody here.
     config.smtp.inflate_max = MAX_SIZE;
     config.smtp.limits = LimitsConfig::none();

@@ -155,7 +155,8 @@ fn path(directory: &Directory, own: &KeyId, hops: usize, now: SystemTime, dice: 
     let ours = directory.descriptors().iter().filter(|mix| mix.key_id() == *own);
     let entries = ours.map(|mix| mix.nickname().clone()).collect();
     let mixes = Mixes::of(directory, BlockLists { entries, ..BlockLists::default() });
-    let exit = Exit { address: &ExitAddress::Drop, message_size: 0, from: false, reassembled: false };
+    let exit =
+        Exit { address: &ExitAddress::Drop, message_size: 0, from: false, reassembled: false, attachments: false };
     let valid_until = now + TRANSIT;
     if hops < 2 {
         // No path of a mail is so short: there is nothing for `select` to do.

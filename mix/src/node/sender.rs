@@ -26,8 +26,9 @@ use crate::path::select::{NoPath, Path, PathRequest, select};
 use crate::path::spec::{InvalidPathSpec, PathKind, PathSpec};
 use crate::path::valid::{self, BlockLists, Mixes, Target};
 use crate::payload::armor;
+use crate::payload::entity::{Entity, InvalidEntity};
 use crate::payload::fragment::Fragmentation;
-use crate::payload::headers;
+use crate::payload::headers::{self, InvalidHeader, MessageHeaders};
 use crate::payload::{Capacity, encode};
 use crate::store::outbox::{self, Mail, Waiting};
 use crate::store::queue::pool::{self, PoolItem};
@@ -65,6 +66,12 @@ pub enum NotPacked {
     /// The message cannot be encoded.
     #[error("encoding the message")]
     Encode(#[from] encode::Unencodable),
+    /// The message has attachments in another way than they are written here: another version of the program stored it.
+    #[error("the attachments")]
+    Entity(#[from] InvalidEntity),
+    /// The message has headers that cannot travel: another version of the program stored it.
+    #[error("the headers")]
+    Header(#[from] InvalidHeader),
     /// The identity is not in the keyring.
     #[error("the identity has no key")]
     NoIdentity,
@@ -111,6 +118,7 @@ impl Style {
             message_size: wish.message_len.into(),
             from: true,
             reassembled: may_be_fragmented,
+            attachments: wish.attachments,
         };
         select(&mixes, &self.forward(exit, packets, now), now, dice).map_err(NoWay::Forward)?;
         if let Some(reply_to) = wish.reply_to {
@@ -127,7 +135,9 @@ impl Style {
 
     /// The path of a reply block to `reply_to`.
     fn reply<'a>(&'a self, reply_to: &'a ExitAddress, now: SystemTime) -> PathRequest<'a> {
-        let target = Target::Exit(valid::Exit { address: reply_to, message_size: 0, from: false, reassembled: false });
+        let exit =
+            valid::Exit { address: reply_to, message_size: 0, from: false, reassembled: false, attachments: false };
+        let target = Target::Exit(exit);
         let valid_until = now + self.reply_block_lifetime;
         PathRequest { spec: &self.reply_path, target, packets: 1, valid_until, files: &NO_FILES }
     }
@@ -140,6 +150,8 @@ pub struct Wish<'a> {
     pub to: &'a ExitAddress,
     /// Octets of the message, reply blocks included.
     pub message_len: u32,
+    /// Whether it has attachments.
+    pub attachments: bool,
     /// Where the answers to it arrive, if reply blocks go with it.
     pub reply_to: Option<&'a ExitAddress>,
 }
@@ -281,12 +293,7 @@ impl Sender {
         let exit = Exit { exit_type, address: info };
         let payloads = encode::encode(&message, Capacity::Plain, Some(&exit), &mut dice)?;
         let fragmented = payloads.len() > 1;
-        let target = valid::Exit {
-            address: &address,
-            message_size: message.len() as u64,
-            from: headers::parse(&message).0.from.is_some(),
-            reassembled: fragmented,
-        };
+        let target = exit_for(&address, &message, fragmented);
         let paths = select(&mixes, &self.style.forward(target, payloads.len(), now), now, &mut dice)?;
         let exit = if fragmented { Exit { exit_type: RoutingType::FRAGMENT, address: Vec::new() } } else { exit };
         let mut packets = Vec::with_capacity(payloads.len());
@@ -298,7 +305,7 @@ impl Sender {
         Ok(packets)
     }
 
-    /// The message with its reply blocks, in text armour at the end of the body.
+    /// The message with its reply blocks, in text armour at the end of the text.
     fn with_reply_blocks(
         &self,
         mail: &Mail,
@@ -306,19 +313,16 @@ impl Sender {
         now: SystemTime,
         dice: &mut Dice,
     ) -> Result<Vec<u8>, NotPacked> {
-        let mut message = mail.message.to_vec();
         let reply_to = self.reply_to.borrow().get(&mail.identity).filter(|_| mail.reply_blocks > 0).cloned();
-        let Some(reply_to) = reply_to else {
-            return Ok(message);
-        };
+        let Some(reply_to) = reply_to else { return Ok(mail.message.to_vec()) };
         let name = mail.identity.clone();
         let identity = self.db.read(|view| keyring::find(view, &name))?.ok_or(NotPacked::NoIdentity)?;
-        message.extend_from_slice(b"\n");
+        let mut blocks = "\n".to_owned();
         for _ in 0..mail.reply_blocks {
             let surb = self.reply_block(&reply_to, &identity.surb_key, mixes, now, dice)?;
-            message.extend_from_slice(armor::surb_to_text(&surb).as_bytes());
+            blocks.push_str(&armor::surb_to_text(&surb));
         }
-        Ok(message)
+        with_more_text(&mail.message, &blocks)
     }
 
     fn reply_block(
@@ -335,6 +339,27 @@ impl Sender {
         let (exit_type, address) = reply_to.routing();
         Ok(build::reply_block(&hops(&path.leg2)?, &Exit { exit_type, address }, key, expires, dice)?)
     }
+}
+
+/// What the exit of a message must do. The message itself says it, so that it holds whatever exits there were when the mail
+/// was taken: without one that does it, the mail waits.
+fn exit_for<'a>(address: &'a ExitAddress, message: &[u8], fragmented: bool) -> valid::Exit<'a> {
+    let (headers, _) = headers::parse(message);
+    valid::Exit {
+        address,
+        message_size: message.len() as u64,
+        from: headers.from.is_some(),
+        reassembled: fragmented,
+        attachments: headers.content_type.is_some(),
+    }
+}
+
+/// The message with `more` behind its text. Behind the body it would be behind the last attachment, if there are any.
+fn with_more_text(message: &[u8], more: &str) -> Result<Vec<u8>, NotPacked> {
+    let (headers, body) = headers::parse(message);
+    let Some(content_type) = &headers.content_type else { return Ok([message, more.as_bytes()].concat()) };
+    let entity = Entity::parse(content_type, body)?.with_more_text(more)?;
+    Ok(entity.message(MessageHeaders { content_type: None, ..headers })?)
 }
 
 /// The exit address of a stored mail.
@@ -370,47 +395,48 @@ fn forward(payload: &Payload, exit: &Exit, path: &Path, dice: &mut Dice) -> Resu
 
 /// Octets of the longest message, reply blocks included, that some exit surely delivers to an address. `None` if there is
 /// no exit for it. Selection chooses exits by the same rules, but when the message is packed: so this asks for the worst
-/// that may come. The message does not compress, and its sender chose the address in `From`.
-pub fn largest_message(directory: &Directory, to: &ExitAddress, now: SystemTime) -> Option<u64> {
+/// that may come. The message does not compress, and its sender chose the address in `From`. With `attachments`, it is a
+/// message that has some.
+pub fn largest_message(directory: &Directory, to: &ExitAddress, attachments: bool, now: SystemTime) -> Option<u64> {
     let mixes = Mixes::of(directory, BlockLists::default());
     let until = now + TRANSIT;
     match to.server() {
         Some(server) => {
             let mix = mixes.named(server, now, until).filter(|mix| mix.supports_packets())?;
-            largest_at(mix, to)
+            largest_at(mix, to, attachments)
         }
-        None => mixes.choosable(now, until).into_iter().filter_map(|mix| largest_at(mix, to)).max(),
+        None => mixes.choosable(now, until).into_iter().filter_map(|mix| largest_at(mix, to, attachments)).max(),
     }
 }
 
-/// As [`largest_message`], to whatever address takes the longest.
+/// As [`largest_message`], to whatever address takes the longest text.
 pub fn largest_of_all(directory: &Directory, now: SystemTime) -> Option<u64> {
     let to_any = |routing_type| ExitAddress::Raw { routing_type, info: Vec::new() };
-    let mail = largest_message(directory, &to_any(RoutingType::SMTP), now);
+    let mail = largest_message(directory, &to_any(RoutingType::SMTP), false, now);
     let hosts = directory.live_during(now, now + TRANSIT);
     let to_users = to_any(RoutingType::MBOX);
-    let users = hosts.iter().filter(|mix| mix.supports_packets()).filter_map(|mix| largest_at(mix, &to_users));
+    let users = hosts.iter().filter(|mix| mix.supports_packets()).filter_map(|mix| largest_at(mix, &to_users, false));
     users.chain(mail).max()
 }
 
 /// Octets of the longest message that the mix surely delivers. What is shorter, it delivers too.
-fn largest_at(mix: &Descriptor, to: &ExitAddress) -> Option<u64> {
-    if !surely_delivers(mix, to, 0) {
+fn largest_at(mix: &Descriptor, to: &ExitAddress, attachments: bool) -> Option<u64> {
+    if !surely_delivers(mix, to, attachments, 0) {
         return None;
     }
     // Halved until the two are neighbours: the first it delivers, the second it may not.
     let (mut yes, mut no) = (0, u32::MAX);
     while no - yes > 1 {
         let middle = yes + (no - yes) / 2;
-        if surely_delivers(mix, to, middle) { yes = middle } else { no = middle }
+        if surely_delivers(mix, to, attachments, middle) { yes = middle } else { no = middle }
     }
     Some(yes.into())
 }
 
-fn surely_delivers(mix: &Descriptor, to: &ExitAddress, message_len: u32) -> bool {
+fn surely_delivers(mix: &Descriptor, to: &ExitAddress, attachments: bool, message_len: u32) -> bool {
     let may_be_fragmented = message_len > SURELY_ONE_PACKET;
-    let exit =
-        valid::Exit { address: to, message_size: message_len.into(), from: true, reassembled: may_be_fragmented };
+    let message_size = message_len.into();
+    let exit = valid::Exit { address: to, message_size, from: true, reassembled: may_be_fragmented, attachments };
     let packets = if may_be_fragmented { most_packets(message_len, to) } else { 1 };
     exit.check(mix, packets).is_ok()
 }
@@ -436,6 +462,8 @@ mod tests {
     use crate::crypto::stream::{StreamKey, prng};
     use crate::directory::{Delivery, DescriptorFields, DirectoryFields, Policy, Status, Trust, Voter};
     use crate::packet::HostName;
+    use crate::path::valid::CannotDeliver;
+    use crate::payload::entity::{File, FileType};
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
     const KB: u64 = 1024;
@@ -508,7 +536,7 @@ mod tests {
     /// What the exit of that directory is held to take: by e-mail, and for its own users.
     fn largest(directory: &Directory) -> [Option<u64>; 2] {
         ["smtp:bob@example.org", "mbox:frida@gamma"]
-            .map(|to| largest_message(directory, &ExitAddress::parse(to).unwrap(), now()))
+            .map(|to| largest_message(directory, &ExitAddress::parse(to).unwrap(), false, now()))
     }
 
     /// What keeps a mail to that address from its way, when sent by that path and answered by another.
@@ -516,7 +544,7 @@ mod tests {
         let style = Style::new(path, "gamma", 7 * DAY).unwrap();
         let parse = |text: &str| ExitAddress::parse(text).unwrap();
         let (to, reply_to) = (parse(to), reply_to.map(parse));
-        let wish = Wish { to: &to, message_len: 50_000, reply_to: reply_to.as_ref() };
+        let wish = Wish { to: &to, message_len: 50_000, attachments: false, reply_to: reply_to.as_ref() };
         style.check(directory, &wish, now(), &mut World::real().dice()).err()
     }
 
@@ -547,6 +575,62 @@ mod tests {
         assert_eq!(largest(&directory(true, |_| {})), [Some(128 * KB); 2]);
         let unequal = directory(true, |fields| fields.mbox.as_mut().unwrap().max_size = 40 * KB);
         assert_eq!(largest(&unequal), [Some(128 * KB), Some(40 * KB)]);
+    }
+
+    #[test]
+    fn attachments_have_a_limit_of_their_own_and_go_by_e_mail_alone() {
+        let attached = |directory: &Directory| {
+            ["smtp:bob@example.org", "mbox:frida@gamma"]
+                .map(|to| largest_message(directory, &ExitAddress::parse(to).unwrap(), true, now()))
+        };
+        assert_eq!(attached(&directory(true, |_| {})), [None; 2]);
+        let with_mime = directory(true, |fields| fields.smtp.as_mut().unwrap().mime = Some(512 * KB));
+        assert_eq!(attached(&with_mime), [Some(512 * KB), None]);
+        assert_eq!(largest(&with_mime), [Some(128 * KB); 2], "what it says of attachments is not of text");
+        assert_eq!(largest_of_all(&with_mime, now()), Some(128 * KB));
+    }
+
+    #[test]
+    fn mail_with_attachments_finds_the_exit_that_delivers_them_or_no_way() {
+        let wish = |path: &str, with_mime: bool| {
+            let with = |fields: &mut DescriptorFields| fields.smtp.as_mut().unwrap().mime = Some(128 * KB);
+            let without = |_: &mut DescriptorFields| {};
+            let delta = if with_mime { mix("delta", &KEYS[2], with) } else { mix("delta", &KEYS[2], without) };
+            let directory = directory_of(vec![mix("gamma", &KEYS[1], without), delta], true);
+            let to = ExitAddress::parse("bob@example.org").unwrap();
+            let wish = Wish { to: &to, message_len: 50_000, attachments: true, reply_to: None };
+            Style::new(path, "gamma", DAY).unwrap().check(&directory, &wish, now(), &mut World::real().dice())
+        };
+        assert_eq!(wish("gamma,?", true), Ok(()));
+        assert_eq!(wish("gamma,?", false), Err(NoWay::Forward(NoPath::NoExit)));
+        let why = CannotDeliver::Attachments;
+        let named = NoPath::CannotDeliver { nickname: "gamma".parse().unwrap(), why };
+        assert_eq!(wish("delta,gamma", true), Err(NoWay::Forward(named)));
+    }
+
+    #[test]
+    fn mail_with_attachments_that_was_taken_goes_to_no_exit_without_them() {
+        let to = ExitAddress::parse("bob@example.org").unwrap();
+        let file = File::new(FileType::OCTETS, b"octets".to_vec());
+        let entity = Entity::new("text\n".to_owned(), vec![file]).unwrap();
+        let message = entity.message(MessageHeaders::default()).unwrap();
+        let gamma = mix("gamma", &KEYS[1], |_| {});
+        assert_eq!(exit_for(&to, &message, false).check(&gamma, 1), Err(CannotDeliver::Attachments));
+        let with_mime = mix("gamma", &KEYS[1], |fields| fields.smtp.as_mut().unwrap().mime = Some(KB));
+        assert_eq!(exit_for(&to, &message, false).check(&with_mime, 1), Ok(()));
+        assert_eq!(exit_for(&to, b"SUBJECT:s\n\ntext\n", false).check(&gamma, 1), Ok(()));
+    }
+
+    #[test]
+    fn reply_blocks_stand_at_the_end_of_the_text_and_not_behind_the_attachments() {
+        let headers = || MessageHeaders { subject: Some("s".to_owned()), ..MessageHeaders::default() };
+        let text = [headers::encode(&headers()).unwrap(), b"text\n".to_vec()].concat();
+        assert_eq!(with_more_text(&text, "\nblock\n").unwrap(), b"SUBJECT:s\n\ntext\n\nblock\n");
+        let file = || vec![File::new(FileType::OCTETS, b"octets".to_vec())];
+        let entity = |text: &str| Entity::new(text.to_owned(), file()).unwrap().message(headers()).unwrap();
+        assert_eq!(with_more_text(&entity("text\n"), "\nblock\n").unwrap(), entity("text\n\nblock\n"));
+        let other = with_more_text(b"CONTENT-TYPE:text/html\n\n<p>", "block\n").unwrap_err();
+        assert!(matches!(other, NotPacked::Entity(InvalidEntity::Type)), "{other}");
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct Exit<'a> {
     pub from: bool,
     /// Whether the exit puts the fragments together. If not, every packet is delivered by itself.
     pub reassembled: bool,
+    /// Whether the message has attachments (`payload::entity`).
+    pub attachments: bool,
 }
 
 /// What is behind the last mix of a path.
@@ -78,7 +80,10 @@ pub enum CannotDeliver {
     /// Allow-From is no.
     #[error("does not let senders choose the From address")]
     From,
-    /// Beyond Maximum-Size.
+    /// No MIME-Maximum-Size, or no e-mail.
+    #[error("does not deliver attachments")]
+    Attachments,
+    /// Beyond Maximum-Size, or beyond MIME-Maximum-Size.
     #[error("delivers messages up to {max} octets")]
     Size {
         /// Octets of the largest message.
@@ -208,14 +213,16 @@ impl Exit<'_> {
         }
         let delivery = match self.address.routing().0 {
             RoutingType::SMTP => mix.smtp().ok_or(CannotDeliver::Smtp)?,
+            _ if self.attachments => return Err(CannotDeliver::Attachments),
             RoutingType::MBOX => mix.mbox().ok_or(CannotDeliver::Mbox)?,
             _ => return Ok(()),
         };
+        let max = if self.attachments { delivery.mime.ok_or(CannotDeliver::Attachments)? } else { delivery.max_size };
         if self.from && !delivery.allow_from {
             return Err(CannotDeliver::From);
         }
         let size = if self.reassembled { self.message_size } else { self.message_size.min(SINGLE_PACKET_MESSAGE) };
-        if size > delivery.max_size { Err(CannotDeliver::Size { max: delivery.max_size }) } else { Ok(()) }
+        if size > max { Err(CannotDeliver::Size { max }) } else { Ok(()) }
     }
 
     /// Octets of routing info in the last subheader. An exit that reassembles finds the address in the message.
@@ -263,7 +270,7 @@ mod tests {
     use super::*;
 
     fn exit(address: &ExitAddress) -> Exit<'_> {
-        Exit { address, message_size: 1000, from: false, reassembled: false }
+        Exit { address, message_size: 1000, from: false, reassembled: false, attachments: false }
     }
 
     fn address(text: &str) -> ExitAddress {
@@ -329,6 +336,27 @@ mod tests {
         let from = Exit { from: true, ..exit(&smtp) };
         assert_eq!(from.check(&strict, 1), Err(CannotDeliver::From));
         assert_eq!(from.check(&mix("A"), 1), Ok(()));
+    }
+
+    #[test]
+    fn attachments_need_an_exit_that_says_so_and_its_own_limit_counts_for_them() {
+        let (smtp, mbox, other) = (address("a@b.c"), address("mbox:frida@A"), address("0x1234:x"));
+        let attached = |address| Exit { attachments: true, ..exit(address) };
+        assert_eq!(attached(&smtp).check(&mix("A"), 1), Err(CannotDeliver::Attachments));
+        let with_mime = mix_with("A", |fields| {
+            fields.smtp.as_mut().unwrap().mime = Some(256 * 1024);
+            fields.mbox.as_mut().unwrap().mime = Some(256 * 1024);
+        });
+        assert_eq!(attached(&smtp).check(&with_mime, 1), Ok(()));
+        assert_eq!(attached(&mbox).check(&with_mime, 1), Err(CannotDeliver::Attachments));
+        assert_eq!(attached(&other).check(&with_mime, 1), Err(CannotDeliver::Attachments));
+        let of_size = |message_size| Exit { message_size, reassembled: true, ..attached(&smtp) };
+        assert_eq!(of_size(256 * 1024).check(&with_mime, 9), Ok(()), "beyond what it takes of text");
+        assert_eq!(of_size(256 * 1024 + 1).check(&with_mime, 9), Err(CannotDeliver::Size { max: 256 * 1024 }));
+        let of_little = mix_with("A", |fields| fields.smtp.as_mut().unwrap().mime = Some(0));
+        assert_eq!(attached(&smtp).check(&of_little, 1), Err(CannotDeliver::Size { max: 0 }));
+        let relay = mix_with("A", |fields| fields.smtp = None);
+        assert_eq!(attached(&smtp).check(&relay, 1), Err(CannotDeliver::Smtp));
     }
 
     #[test]

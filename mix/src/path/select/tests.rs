@@ -69,7 +69,7 @@ impl Asked {
 
     fn exit(&self) -> Exit<'_> {
         let (address, message_size, reassembled) = (&self.address, self.message_size, self.reassembled);
-        Exit { address, message_size, from: false, reassembled }
+        Exit { address, message_size, from: false, reassembled, attachments: false }
     }
 
     fn forward(&self, spec: &str) -> Result<Vec<Path>, NoPath> {
