@@ -498,8 +498,12 @@ fn configuration_with_passwords_that_others_can_read_is_warned_of_by_check_and_a
 #[test]
 fn check_says_what_becomes_of_mail_whose_delivery_is_switched_off() {
     let node = Node::new();
-    let exit = "[node.smtp]\nenabled = true\n[node.smtp.mail]\nreturn_address = \"nobody@exit.example\"\n";
-    node.write(&(node.config() + exit));
+    let mail = node.folder.path().join("mail");
+    let exit = format!(
+        "[node.smtp]\nenabled = true\nway = \"maildir\"\nmaildir.path = {mail:?}\n\
+         [node.smtp.mail]\nreturn_address = \"nobody@exit.example\"\n"
+    );
+    node.write(&(node.config() + &exit));
     let off = "node.smtp.enabled: false, and the descriptor of the node offers it";
     node.start().stop();
     assert!(!node.done(&["node", "check"]).contains(off));

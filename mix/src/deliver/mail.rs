@@ -62,16 +62,16 @@ impl Default for MailConfig {
 }
 
 /// A mailbox as the settings have it.
-mod mailbox_text {
+pub(crate) mod mailbox_text {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
     use crate::path::Mailbox;
 
-    pub(super) fn serialize<S: Serializer>(mailbox: &Option<Mailbox>, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(mailbox: &Option<Mailbox>, to: S) -> Result<S::Ok, S::Error> {
         mailbox.as_ref().map(Mailbox::as_str).serialize(to)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Mailbox>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Mailbox>, D::Error> {
         let text = Option::<String>::deserialize(from)?;
         text.map(|text| Mailbox::parse(&text).map_err(D::Error::custom)).transpose()
     }

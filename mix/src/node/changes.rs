@@ -183,7 +183,18 @@ fn smtp_way(config: &SmtpDeliveryConfig, message_ids: MessageIds) -> Result<Smtp
         return Err(why.into());
     }
     let SmtpDeliveryConfig { max_size, inflate_max, ref retry, .. } = *config;
-    Ok(SmtpWay { writer, out, max_size, inflate_max, retry: retry.clone(), message_ids, refusals, limits })
+    let proof_address = config.proof_address.as_ref().unwrap_or(writer.return_address()).clone();
+    Ok(SmtpWay {
+        writer,
+        out,
+        proof_address,
+        max_size,
+        inflate_max,
+        retry: retry.clone(),
+        message_ids,
+        refusals,
+        limits,
+    })
 }
 
 /// Read anew whenever it is asked for, so that a reload takes a list that has changed.

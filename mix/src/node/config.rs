@@ -19,6 +19,7 @@ use crate::net::bandwidth::{Bandwidth, BandwidthConfig};
 use crate::net::connect::{ConnectConfig, Terms};
 use crate::net::listen::ListenConfig;
 use crate::net::resolve::{ResolveConfig, Resolver};
+use crate::path::Mailbox;
 use crate::payload::Capacity;
 use crate::payload::fragment::Fragmentation;
 
@@ -264,6 +265,10 @@ pub struct SmtpDeliveryConfig {
     pub refusals: Option<PathBuf>,
     /// How many mails they get at most.
     pub limits: LimitsConfig,
+    /// The mailbox of the operator's that a mail server is asked about, to prove each day that it takes mail of this exit.
+    /// `None`: the return address.
+    #[serde(with = "crate::deliver::mail::mailbox_text")]
+    pub proof_address: Option<Mailbox>,
     /// Who takes it.
     pub way: Way,
     /// The server that takes the mail.
@@ -286,6 +291,7 @@ impl Default for SmtpDeliveryConfig {
             retry: RetrySchedule::new(vec![RetryStep { every: hours(7), during: hours(6 * 24) }]),
             refusals: None,
             limits: LimitsConfig::default(),
+            proof_address: None,
             way: Way::default(),
             server: SmtpExitConfig::default(),
             sendmail: SendmailConfig::default(),

@@ -48,8 +48,11 @@ use crate::store::queue::{ExitContent as Queued, ExitItem};
 use crate::store::queue::{exit as queue, left};
 use crate::store::{Db, StoreError, Tx};
 
+mod proof;
 mod way;
 
+pub use proof::MailDelivery;
+pub(super) use proof::{Prover, Standing};
 pub(super) use way::WayOut;
 use way::{Fault, Letter, NotTaken};
 
@@ -80,6 +83,8 @@ const SCOPE: &str = "exit";
 pub(super) struct SmtpWay {
     pub(super) writer: MailWriter,
     pub(super) out: WayOut,
+    /// The operator's own mailbox, which a mail server must take mail for to be proven.
+    pub(super) proof_address: Mailbox,
     pub(super) max_size: u64,
     /// Overcompressed messages are delivered as text up to this many octets.
     pub(super) inflate_max: u64,
@@ -114,6 +119,12 @@ impl MessageIds {
 }
 
 impl SmtpWay {
+    /// Whether what proves the one proves the other.
+    fn is_proven_as(&self, other: &Self) -> bool {
+        let addresses = |way: &Self| (way.writer.return_address().clone(), way.proof_address.clone());
+        self.out.is(&other.out) && addresses(self) == addresses(other)
+    }
+
     /// What to deliver; `None` when it is undecodable or larger than this exit takes. Never inflates beyond that size.
     fn content(&self, content: Queued) -> Option<ExitContent> {
         let compressed = match content {

@@ -39,6 +39,7 @@ mod tests;
 pub use clock::World;
 pub use control::{KeyTimes, NodeControl, NodeStatus, Progress, Queues};
 pub use counters::{Counters, Counts};
+pub use exit::MailDelivery;
 pub use publish::Publication;
 pub use rotation::Discarded;
 pub use start::{NO_DUMMIES, Node, NodeError, Parts, RunningNode, Sending, check, weaknesses};

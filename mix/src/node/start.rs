@@ -17,7 +17,7 @@ use super::control::{Inner, NodeControl};
 use super::counters::Counters;
 use super::describe::Descriptors;
 use super::dummies::Dummies;
-use super::exit::{ExitService, MessageIds};
+use super::exit::{ExitService, MessageIds, Prover};
 use super::incoming::{self, Incoming, PacketKeys, Worker};
 use super::keys::{InvalidKeys, KeyError, KeyPlan, Keyring};
 use super::link;
@@ -326,6 +326,9 @@ impl Node {
         let listener = MmtpListener::bind_in(&sockets, config.listen.clone(), link, terms, sink).await?;
         let (address, addresses) = (listener.local_addr(), listener.local_addrs());
         check_access(config, &addresses)?;
+        let mut prover = Prover::new(changes.ways.subscribe(), world.clone(), stop.clone());
+        prover.begin().await;
+        let standing = prover.standing();
         let rotation = Rotation::start(Office {
             keyring,
             replay: replay.clone(),
@@ -335,6 +338,7 @@ impl Node {
             world: world.clone(),
             stop: stop.clone(),
             directory: directory.clone(),
+            standing: standing.clone(),
         })?;
         let wishes = rotation.wishes.clone();
 
@@ -348,6 +352,7 @@ impl Node {
         crew.tasks.spawn(rotation.run());
         crew.tasks.spawn(link::run(renew, identity, nickname.clone(), crew.world.clone(), crew.stop.clone()));
         crew.deliver(&bells);
+        crew.tasks.spawn(prover.run());
         let desk = crew.publish(descriptors.clone());
         let statistics = crew.count(config);
         crew.carry(own, bells, directory);
@@ -363,6 +368,7 @@ impl Node {
             world,
             desk,
             statistics,
+            standing,
             changes,
         };
         Ok(RunningNode { address, addresses, db, control: NodeControl(Arc::new(inner)), replay, tasks, threads })

@@ -15,6 +15,7 @@ use crate::payload::{Capacity, encode};
 use crate::store::NODE_SCHEMAS;
 use crate::store::queue::pool::{self, PoolItem};
 
+mod proof;
 mod ways;
 
 /// What the mailbox of `frida` got, each with its delivery key.
@@ -449,7 +450,8 @@ fn smtp_way(max_size: u64, inflate_max: u64) -> SmtpWay {
     let out = WayOut::SmartHost(Box::new(SmtpExit::new(&SmtpExitConfig::default(), writer.return_address()).unwrap()));
     let message_ids = MessageIds(Arc::new(Secret::new([7; DIGEST_LEN])));
     let (retry, refusals, limits) = (RetrySchedule::new(Vec::new()), Refusals::default(), LimitsConfig::none());
-    SmtpWay { writer, out, max_size, inflate_max, retry, message_ids, refusals, limits }
+    let proof_address = writer.return_address().clone();
+    SmtpWay { writer, out, proof_address, max_size, inflate_max, retry, message_ids, refusals, limits }
 }
 
 fn written(way: &SmtpWay, len: usize) -> Option<String> {
