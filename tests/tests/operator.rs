@@ -516,6 +516,40 @@ fn check_says_what_becomes_of_mail_whose_delivery_is_switched_off() {
 }
 
 #[test]
+fn opt_outs_are_listed_and_undone_beside_a_node_and_without_one_and_a_mail_waits_for_it() {
+    let node = Node::new();
+    let opt_out = |arguments: &[&str]| {
+        let mut command = node.command(&[&["exit", "opt-out"], arguments].concat());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let ended = |arguments: &[&str]| opt_out(arguments).output().unwrap();
+    let take = |mail: &str| {
+        let mut child = opt_out(&["mail"]).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(mail.as_bytes()).unwrap();
+        child.wait_with_output().unwrap().status.code()
+    };
+    let token = "0123456789abcdef0123456789abcdef";
+    let wish = format!("Subject: opt-out {token} bob@example.org\n\n");
+    assert_eq!(ended(&["list"]).status.code(), Some(1), "it has never run");
+    let mut program = node.start();
+    let listed = ended(&["list"]);
+    assert!(listed.status.success() && listed.stdout.is_empty(), "{listed:?}");
+    let refused = ended(&["add", token, "bob@example.org"]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(1) && said.contains("not the token of that mailbox"), "{said}");
+    let known = ended(&["remove", "bob@example.org"]);
+    assert!(known.status.code() == Some(1) && String::from_utf8_lossy(&known.stderr).contains("has not opted out"));
+    assert_eq!(take(&wish), Some(0), "its sender may be invented, and is told nothing");
+    program.stop();
+    assert!(ended(&["list"]).status.success());
+    assert_eq!(ended(&["remove", "bob@example.org"]).status.code(), Some(1));
+    assert_eq!(ended(&["add", token, "bob@example.org"]).status.code(), Some(3));
+    assert_eq!(take(&wish), Some(75));
+    assert_eq!(take("Subject: no token\n\n"), Some(0));
+}
+
+#[test]
 fn configuration_that_nobody_names_is_looked_for_where_it_usually_lies() {
     let node = Node::new();
     let show = || {

@@ -246,7 +246,7 @@ impl PrivateKey {
     /// # Errors
     /// [`RsaError::Fault`] when the machine miscalculates.
     pub fn sign_certificate(&self, content: &[u8], rng: &mut impl CryptoRng) -> Result<Vec<u8>, RsaError> {
-        self.0.pkcs1v15_sign_with_rng::<rsa::sha2::Sha256, _>(rng, content).map_err(|_| RsaError::Fault)
+        self.0.pkcs1v15_sign_with_rng::<sha2::Sha256, _>(rng, content).map_err(|_| RsaError::Fault)
     }
 }
 

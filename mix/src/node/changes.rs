@@ -9,7 +9,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::config::{
-    DummiesConfig, MboxDeliveryConfig, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig, StatsConfig, Way,
+    DummiesConfig, MboxDeliveryConfig, NetworkConfig, NodeConfig, OptOutConfig, OutgoingConfig, SmtpDeliveryConfig,
+    StatsConfig, Way,
 };
 use super::exit::{MboxWay, MessageIds, SmtpWay, WayOut, Ways};
 use super::mixing::Rhythm;
@@ -17,6 +18,7 @@ use super::start::NodeError;
 use crate::deliver::mail::MailWriter;
 use crate::deliver::maildir::{Maildir, NotKept};
 use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::opt_out::{Offer, OptOutKey};
 use crate::deliver::refusals::Refusals;
 use crate::deliver::sendmail::Sendmail;
 use crate::deliver::smtp::SmtpExit;
@@ -30,6 +32,7 @@ pub(super) struct Deliveries {
     /// Users of this node, when it keeps mail for a gateway.
     pub(super) mailboxes: Option<Arc<dyn LocalMailboxes<Arrival>>>,
     pub(super) message_ids: MessageIds,
+    pub(super) opt_out_key: OptOutKey,
 }
 
 /// The ends.
@@ -152,8 +155,7 @@ pub(super) fn check_access(config: &NodeConfig, addresses: &[SocketAddr]) -> Res
 
 /// How messages are delivered.
 fn ways(config: &NodeConfig, deliveries: &Deliveries) -> Result<Ways, NodeError> {
-    let message_ids = || deliveries.message_ids.clone();
-    let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, message_ids())).transpose()?.map(Arc::new);
+    let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, deliveries)).transpose()?.map(Arc::new);
     let mbox = match (config.mbox.enabled, deliveries.mailboxes.clone()) {
         (false, _) => None,
         (true, None) => return Err(NodeError::NoMailboxes),
@@ -173,8 +175,11 @@ pub(super) fn way_out(config: &SmtpDeliveryConfig) -> Result<(MailWriter, WayOut
     Ok((writer, out))
 }
 
-fn smtp_way(config: &SmtpDeliveryConfig, message_ids: MessageIds) -> Result<SmtpWay, NodeError> {
+fn smtp_way(config: &SmtpDeliveryConfig, deliveries: &Deliveries) -> Result<SmtpWay, NodeError> {
     let (writer, out) = way_out(config)?;
+    let OptOutConfig { url, mail, .. } = config.opt_out.clone();
+    let writer = writer.offering(Offer::new(deliveries.opt_out_key.clone(), url, mail));
+    let message_ids = deliveries.message_ids.clone();
     let (refusals, limits) = (refusals(config)?, config.limits.clone());
     if let WayOut::Maildir(maildir) = &out
         // Anything else than its mode may pass by itself: until then mail waits.

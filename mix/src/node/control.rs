@@ -19,6 +19,7 @@ use super::rotation::{self, Discarded, SharedKeyring, Wish};
 use super::start::NodeError;
 use super::stats::{Clerk, Report, rounded};
 use crate::crypto::KeyId;
+use crate::deliver::opt_out::OptOutKey;
 use crate::directory::{Descriptor, Nickname};
 use crate::store::queue::{exit, incoming, outgoing, pool};
 use crate::store::{Db, StoreError, View};
@@ -42,6 +43,7 @@ pub(super) struct Inner {
     pub(super) desk: Arc<Desk>,
     pub(super) statistics: Clerk,
     pub(super) standing: watch::Receiver<Standing>,
+    pub(super) opt_out_key: OptOutKey,
     pub(super) changes: Changes,
 }
 

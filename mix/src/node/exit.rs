@@ -34,6 +34,7 @@ use crate::crypto::{CounterRng, DIGEST_LEN, Digest, Keyset, sha1};
 use crate::deliver::limits::{Limits, LimitsConfig, OverLimit};
 use crate::deliver::mail::{Content, Heading, MailWriter, as_text};
 use crate::deliver::mbox::{LocalMailboxes, NotDelivered};
+use crate::deliver::opt_out::normalised;
 use crate::deliver::refusals::Refusals;
 use crate::packet::RoutingType;
 use crate::path::Mailbox;
@@ -43,6 +44,7 @@ use crate::payload::{Content as Decoded, armor, headers};
 use crate::secret::Secret;
 use crate::store::fragments::{self, Addition, FragmentedId};
 use crate::store::inbox::Arrival;
+use crate::store::opt_outs;
 use crate::store::queue::exit::Which;
 use crate::store::queue::{ExitContent as Queued, ExitItem};
 use crate::store::queue::{exit as queue, left};
@@ -445,6 +447,18 @@ impl ExitService {
         };
         let to = std::str::from_utf8(&item.address).ok().and_then(|address| Mailbox::parse(address).ok());
         let Some(to) = to else { return Verdict::Undeliverable };
+        let mailbox = normalised(&to);
+        match durable::read(&self.db, move |view| opt_outs::contains(view, &mailbox)).await {
+            Ok(false) => {}
+            Ok(true) => {
+                self.counters.opted_out(1);
+                return Verdict::Undeliverable;
+            }
+            Err(e) => {
+                error!(error = %e, "who has opted out cannot be read");
+                return Verdict::Later(RetrySchedule::every_minute_for_a_day());
+            }
+        }
         // A list may have a thousand patterns, and a stranger has chosen what they are tried on.
         let (list, address) = (Arc::clone(&way), to.clone());
         match spawn_blocking(move || list.refusals.refuse(&address)).await {

@@ -35,6 +35,7 @@ use crate::deliver::limits::Limits;
 use crate::deliver::mail::NoReturnAddress;
 use crate::deliver::maildir::InvalidMaildir;
 use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::opt_out::OptOutKey;
 use crate::deliver::refusals::RefusalsError;
 use crate::deliver::sendmail::InvalidSendmail;
 use crate::deliver::smtp::InvalidSmtpExit;
@@ -133,6 +134,11 @@ pub enum NodeError {
     /// The list of whom not to deliver to.
     #[error("node.smtp.refusals")]
     Refusals(#[from] RefusalsError),
+    /// A page that nothing leads to, or links that lead nowhere.
+    #[error(
+        "node.smtp.opt_out: url and listen belong together: the page at url is what the web server there gets at listen. Set both, or neither"
+    )]
+    HalfPage,
     /// `node.mbox.enabled` without a gateway in the same process.
     #[error("node.mbox is enabled, but there is no gateway in this process whose identities could get the mail")]
     NoMailboxes,
@@ -172,6 +178,7 @@ impl NodeError {
             | Self::Sendmail(_)
             | Self::Maildir(_)
             | Self::Refusals(_)
+            | Self::HalfPage
             | Self::Fragments
             | Self::KeyPlan(_)
             | Self::NoPassphrase
@@ -203,6 +210,7 @@ impl NodeError {
             Self::Sendmail(_) => "node.smtp.sendmail.command",
             Self::Maildir(_) => "node.smtp.maildir.path",
             Self::Refusals(_) => "node.smtp.refusals",
+            Self::HalfPage => "node.smtp.opt_out",
             Self::NoMailboxes => "node.mbox.enabled",
             Self::Fragments => "node.fragments.max_size",
             _ => return None,
@@ -316,7 +324,8 @@ impl Node {
         let identity = keyring.identity().clone();
         let own = identity.public_key().key_id();
         let message_ids = MessageIds::of(&identity);
-        let deliveries = Deliveries { mailboxes, message_ids };
+        let opt_out_key = OptOutKey::of(&identity);
+        let deliveries = Deliveries { mailboxes, message_ids, opt_out_key: opt_out_key.clone() };
         let changes = Changes::new(config, network, deliveries, resolver)?;
 
         let incoming = Incoming::new(db.clone(), counters.clone());
@@ -369,6 +378,7 @@ impl Node {
             desk,
             statistics,
             standing,
+            opt_out_key,
             changes,
         };
         Ok(RunningNode { address, addresses, db, control: NodeControl(Arc::new(inner)), replay, tasks, threads })
@@ -586,6 +596,10 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
     if config.smtp.enabled {
         way_out(&config.smtp)?;
         refusals(&config.smtp)?;
+        let opt_out = &config.smtp.opt_out;
+        if opt_out.url.is_some() != opt_out.listen.is_some() {
+            return Err(NodeError::HalfPage);
+        }
     }
     if config.mbox.enabled && !has_mailboxes {
         return Err(NodeError::NoMailboxes);
