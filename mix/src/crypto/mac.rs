@@ -1,8 +1,8 @@
-//! A keyed code of a text, for what this software invents for itself: HMAC with SHA-256 (RFC 2104). The Type III formats
-//! have none.
+//! What the Type III formats have not, for what lies beside them: a keyed code of a text, HMAC with SHA-256 (RFC 2104), and
+//! SHA-256 itself.
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
-use sha2::Sha256;
+use sha2::{Digest as _, Sha256};
 
 /// Octets in a code.
 pub const MAC_LEN: usize = 32;
@@ -12,6 +12,11 @@ pub fn mac(key: &[u8], text: &[u8]) -> [u8; MAC_LEN] {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
     mac.update(text);
     mac.finalize().into_bytes().into()
+}
+
+/// The SHA-256 of `text`.
+pub fn sha256(text: &[u8]) -> [u8; MAC_LEN] {
+    Sha256::digest(text).into()
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use super::config::{
 use super::exit::{MboxWay, MessageIds, SmtpWay, WayOut, Ways};
 use super::mixing::Rhythm;
 use super::start::NodeError;
+use crate::deliver::dkim::Signer;
 use crate::deliver::mail::MailWriter;
 use crate::deliver::maildir::{Maildir, NotKept};
 use crate::deliver::mbox::LocalMailboxes;
@@ -179,7 +180,7 @@ fn smtp_way(config: &SmtpDeliveryConfig, deliveries: &Deliveries) -> Result<Smtp
     let (writer, out) = way_out(config)?;
     let OptOutConfig { url, mail, .. } = config.opt_out.clone();
     let writer = writer.offering(Offer::new(deliveries.opt_out_key.clone(), url, mail));
-    let message_ids = deliveries.message_ids.clone();
+    let (message_ids, dkim) = (deliveries.message_ids.clone(), Signer::new(&config.dkim)?);
     let (refusals, limits) = (refusals(config)?, config.limits.clone());
     if let WayOut::Maildir(maildir) = &out
         // Anything else than its mode may pass by itself: until then mail waits.
@@ -199,6 +200,7 @@ fn smtp_way(config: &SmtpDeliveryConfig, deliveries: &Deliveries) -> Result<Smtp
         message_ids,
         refusals,
         limits,
+        dkim,
     })
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::retry::{RetrySchedule, RetryStep};
 use crate::batch::{self, DynamicPool, Pool};
+use crate::deliver::dkim::DkimConfig;
 use crate::deliver::limits::LimitsConfig;
 use crate::deliver::mail::MailConfig;
 use crate::deliver::maildir::MaildirConfig;
@@ -282,6 +283,8 @@ pub struct SmtpDeliveryConfig {
     pub mail: MailConfig,
     /// How recipients ask for no more of it.
     pub opt_out: OptOutConfig,
+    /// By which key it is signed.
+    pub dkim: DkimConfig,
 }
 
 /// Section `[node.smtp.opt_out]`: how a recipient asks for no more mail. With neither a link nor a mailbox, mails say nothing
@@ -333,6 +336,7 @@ impl Default for SmtpDeliveryConfig {
             maildir: MaildirConfig::default(),
             mail: MailConfig::default(),
             opt_out: OptOutConfig::default(),
+            dkim: DkimConfig::default(),
         }
     }
 }

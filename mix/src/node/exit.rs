@@ -31,6 +31,7 @@ use super::durable;
 use super::retry::RetrySchedule;
 use crate::crypto::pk::PrivateKey;
 use crate::crypto::{CounterRng, DIGEST_LEN, Digest, Keyset, sha1};
+use crate::deliver::dkim::Signer;
 use crate::deliver::limits::{Limits, LimitsConfig, OverLimit};
 use crate::deliver::mail::{Content, Heading, MailWriter, as_text};
 use crate::deliver::mbox::{LocalMailboxes, NotDelivered};
@@ -95,6 +96,8 @@ pub(super) struct SmtpWay {
     /// Who gets none.
     pub(super) refusals: Refusals,
     pub(super) limits: LimitsConfig,
+    /// Who signs it.
+    pub(super) dkim: Option<Signer>,
 }
 
 /// Gives each mail its Message-ID: the same for each attempt at one delivery, and no other. Should a crash make the outside
@@ -498,6 +501,10 @@ impl ExitService {
             let key = delivery_key(&item);
             let mut dice = writer.message_ids.dice(&key);
             let mail = write_mail(&writer, &recipient, item.content, now, &mut dice)?;
+            let mail = match &writer.dkim {
+                Some(signer) => signer.sign(mail, &mut dice),
+                None => mail,
+            };
             Some((mail, writer.message_ids.file_name(&key)))
         });
         let (mail, name) = match written.await {

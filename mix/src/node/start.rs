@@ -31,6 +31,7 @@ use super::stats::Clerk;
 use crate::batch::{InvalidPool, Pool};
 use crate::crypto::pk::InvalidKey;
 use crate::crypto::{KeyId, Passphrase};
+use crate::deliver::dkim::{InvalidDkim, Signer};
 use crate::deliver::limits::Limits;
 use crate::deliver::mail::NoReturnAddress;
 use crate::deliver::maildir::InvalidMaildir;
@@ -134,6 +135,9 @@ pub enum NodeError {
     /// The list of whom not to deliver to.
     #[error("node.smtp.refusals")]
     Refusals(#[from] RefusalsError),
+    /// The key that mail is signed by.
+    #[error("node.smtp.dkim")]
+    Dkim(#[from] InvalidDkim),
     /// A page that nothing leads to, or links that lead nowhere.
     #[error(
         "node.smtp.opt_out: url and listen belong together: the page at url is what the web server there gets at listen. Set both, or neither"
@@ -178,6 +182,7 @@ impl NodeError {
             | Self::Sendmail(_)
             | Self::Maildir(_)
             | Self::Refusals(_)
+            | Self::Dkim(_)
             | Self::HalfPage
             | Self::Fragments
             | Self::KeyPlan(_)
@@ -210,6 +215,7 @@ impl NodeError {
             Self::Sendmail(_) => "node.smtp.sendmail.command",
             Self::Maildir(_) => "node.smtp.maildir.path",
             Self::Refusals(_) => "node.smtp.refusals",
+            Self::Dkim(_) => "node.smtp.dkim",
             Self::HalfPage => "node.smtp.opt_out",
             Self::NoMailboxes => "node.mbox.enabled",
             Self::Fragments => "node.fragments.max_size",
@@ -596,6 +602,7 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
     if config.smtp.enabled {
         way_out(&config.smtp)?;
         refusals(&config.smtp)?;
+        Signer::new(&config.smtp.dkim)?;
         let opt_out = &config.smtp.opt_out;
         if opt_out.url.is_some() != opt_out.listen.is_some() {
             return Err(NodeError::HalfPage);

@@ -451,7 +451,7 @@ fn smtp_way(max_size: u64, inflate_max: u64) -> SmtpWay {
     let message_ids = MessageIds(Arc::new(Secret::new([7; DIGEST_LEN])));
     let (retry, refusals, limits) = (RetrySchedule::new(Vec::new()), Refusals::default(), LimitsConfig::none());
     let proof_address = writer.return_address().clone();
-    SmtpWay { writer, out, proof_address, max_size, inflate_max, retry, message_ids, refusals, limits }
+    SmtpWay { writer, out, proof_address, max_size, inflate_max, retry, message_ids, refusals, limits, dkim: None }
 }
 
 fn written(way: &SmtpWay, len: usize) -> Option<String> {
