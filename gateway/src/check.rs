@@ -121,6 +121,7 @@ pub fn warnings(config: &Config, origins: Option<&Origins>) -> Vec<Warning> {
         warn_of_schedule("node.outgoing.retry", &node.outgoing.retry, interval, &mut warn);
         if node.smtp.enabled {
             warn_of_schedule("node.smtp.retry", &node.smtp.retry, interval, &mut warn);
+            warn_of_signing(node, &mut warn);
         }
     }
     warn_of_mixes(config, &mut warn);
@@ -157,6 +158,30 @@ fn warn_of_readers(config: &Config, origins: &Origins, warn: &mut impl FnMut(&'s
                 &format!("{path} holds passwords and has mode {mode:04o}, which lets others read it: chmod 600 {path}"),
             );
         }
+    }
+}
+
+/// A signature that receivers do not take for one of the sender, and a key that is not the operator's alone.
+fn warn_of_signing(node: &NodeConfig, warn: &mut impl FnMut(&'static str, &str)) {
+    let dkim = &node.smtp.dkim;
+    if let (Some(signs), Some(from)) = (&dkim.domain, &node.smtp.mail.return_address) {
+        let (signs, from) = (signs.to_ascii_lowercase(), from.domain().to_ascii_lowercase());
+        if from != signs && !from.ends_with(&format!(".{signs}")) {
+            let text = format!(
+                "neither {from}, which mail comes from, nor above it: receivers (DMARC) count no such signature"
+            );
+            warn("node.smtp.dkim.domain", &text);
+        }
+    }
+    if let Some(path) = &dkim.key_file
+        && let Ok(found) = std::fs::metadata(path)
+        && found.mode() & 0o066 != 0
+    {
+        let (path, mode) = (path.display(), found.mode() & 0o777);
+        warn(
+            "node.smtp.dkim.key_file",
+            &format!("{path} has mode {mode:04o}, which lets others read it: chmod 600 {path}"),
+        );
     }
 }
 
@@ -337,6 +362,29 @@ mod tests {
         config.node.mixing.interval = MINUTE;
         config.node.outgoing.retry = schedule(&[(120, 600), (3600, day)]);
         assert!(texts(&config).contains(&"node.outgoing.retry: more often than every five minutes".to_owned()));
+    }
+
+    #[test]
+    fn signature_that_does_not_count_and_key_that_others_can_read_are_warned_of() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let key = tempfile::NamedTempFile::new().unwrap();
+        let mode = |mode| std::fs::set_permissions(key.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        let mut config = node();
+        config.node.smtp.enabled = true;
+        config.node.smtp.mail.return_address = mix::path::Mailbox::parse("nobody@exit.example").ok();
+        config.node.smtp.dkim.key_file = Some(key.path().to_owned());
+        let keys = |config: &Config| warnings(config, None).iter().map(|warning| warning.key).collect::<Vec<_>>();
+        mode(0o600);
+        for (domain, counts) in
+            [("exit.example", true), ("Example", true), ("mail.exit.example", false), ("it.example", false)]
+        {
+            config.node.smtp.dkim.domain = Some(domain.into());
+            let expected = if counts { vec![] } else { vec!["node.smtp.dkim.domain"] };
+            assert_eq!(keys(&config), expected, "{domain}");
+        }
+        config.node.smtp.dkim.domain = Some("exit.example".into());
+        mode(0o640);
+        assert_eq!(keys(&config), ["node.smtp.dkim.key_file"]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | request | `{"mixgate":1,"command":"status"}`; other commands: `stop`, `reload`, `stats`, `republish`, `discard` |
+//! | request | `{"mixgate":1,"command":"status"}`; other commands: `stop`, `reload`, `stats`, `republish`, `discard`, `optout`, `optedout`, `undooptout` |
 //! | answer | `{"mixgate":1,"done":…}`; what was done depends on the command |
 //! | refusal | `{"mixgate":1,"refused":{"why":"configuration","message":"…"}}`; why: `configuration`, `request`, `version`, `failed` |
 //!
@@ -42,11 +42,13 @@ const ANSWER_TIME: Duration = Duration::from_secs(5);
 const CONNECTIONS: usize = 8;
 /// When the system gives no more connections.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How long the process may take to answer what it knows already.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 /// Octets of the path of a Unix socket, at most (unix(7): sun_path).
 const PATH_LEN: usize = 107;
 
 /// What is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ask {
     /// End the process.
@@ -61,6 +63,23 @@ pub enum Ask {
     Republish,
     /// Discard the packet keys that have not begun.
     Discard,
+    /// Deliver no more mail to a mailbox, by the token of it.
+    OptOut {
+        /// The token.
+        token: String,
+        /// The mailbox.
+        address: String,
+    },
+    /// Who has opted out: those behind this mailbox, up to a thousand.
+    OptedOut {
+        /// Empty for the first.
+        after: String,
+    },
+    /// Deliver mail to a mailbox again.
+    UndoOptOut {
+        /// The mailbox.
+        address: String,
+    },
 }
 
 #[derive(Serialize, Deserialize)]

@@ -12,6 +12,7 @@ mod doors;
 pub mod lock;
 pub mod log;
 mod metrics;
+mod opt_out;
 pub mod passphrase;
 mod service;
 mod start;

@@ -8,7 +8,9 @@ use std::time::{Duration, SystemTime};
 use mix::crypto::Passphrase;
 use mix::net::descriptors;
 use mix::net::sockets::Inherited;
-use mix::node::{Discarded, NodeControl, Progress, World};
+use mix::node::{Discarded, NodeControl, NotOptedOut, Progress, World};
+use mix::path::Mailbox;
+use mix::store::StoreError;
 use mixgate_conf::{Loaded, Origins};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -73,11 +75,14 @@ const CHANGEABLE: [&str; 28] = [
 const IDENTITIES: &str = "gateway.identities";
 const PASSWORD: &str = "node.smtp.server.password";
 
+/// A key within those that is bound to a socket all the same.
+const FIXED: &str = "node.smtp.opt_out.listen";
+
 /// Whether a key takes effect without a restart.
 fn can_change(key: &str) -> bool {
     let within =
         |section: &&str| key.strip_prefix(*section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-    CHANGEABLE.iter().any(within)
+    key != FIXED && CHANGEABLE.iter().any(within)
 }
 
 /// What came of a reload.
@@ -187,6 +192,11 @@ impl Service {
                         Ask::Republish => {
                             // Nobody else waits for the directory server.
                             drop(tokio::spawn(republish(self.running.node(), answer)));
+                            continue;
+                        }
+                        Ask::OptOut { .. } | Ask::OptedOut { .. } | Ask::UndoOptOut { .. } => {
+                            // The database may be busy.
+                            drop(tokio::spawn(opt_outs(self.running.node(), ask, answer)));
                             continue;
                         }
                         Ask::Discard => {
@@ -342,6 +352,31 @@ async fn discard(node: Option<NodeControl>, answer: oneshot::Sender<Result<Value
     let _ = answer.send(discarded);
 }
 
+/// Notes, lists and undoes who has opted out, whether anybody waits for it or not.
+async fn opt_outs(node: Option<NodeControl>, ask: Ask, answer: oneshot::Sender<Result<Value, Refusal>>) {
+    let failed = |e: StoreError| Refusal::new(Why::Failed, e.to_string());
+    let request = |e: String| Refusal::new(Why::Request, e);
+    let done = match (node, ask) {
+        (None, _) => Err(no_node()),
+        (Some(node), Ask::OptOut { token, address }) => match node.opt_out(&token, &address).await {
+            Ok(()) => Ok(true.into()),
+            Err(NotOptedOut::Store(e)) => Err(failed(e)),
+            Err(e @ NotOptedOut::Full) => Err(Refusal::new(Why::Failed, e.to_string())),
+            Err(e) => Err(request(format!("{:#}", anyhow::Error::from(e)))),
+        },
+        (Some(node), Ask::OptedOut { after }) => {
+            node.opted_out(after).await.map_err(failed).and_then(|mailboxes| json(&mailboxes))
+        }
+        (Some(node), Ask::UndoOptOut { address }) => match Mailbox::parse(&address) {
+            Ok(mailbox) => node.undo_opt_out(&mailbox).await.map(Value::Bool).map_err(failed),
+            Err(e) => Err(request(e.to_string())),
+        },
+        (Some(_), _) => Err(request("this is not about opting out".to_owned())),
+    };
+    // Whoever asked may be gone.
+    let _ = answer.send(done);
+}
+
 fn no_node() -> Refusal {
     Refusal::new(Why::Failed, "this process is no node")
 }
@@ -385,6 +420,7 @@ mod tests {
             "node.keys.sealed",
             "node.listen",
             "node.nickname",
+            "node.smtp.opt_out.listen",
         ];
         assert_eq!(of_the_node, expected.each_ref());
         let others = fixed.iter().filter(|key| !key.starts_with("node."));

@@ -39,6 +39,7 @@ use crate::config::{Config, GatewayConfig};
 use crate::doors::{Inbox, KnownExits, WatchedOutbox};
 use crate::lock::LockError;
 use crate::metrics;
+use crate::opt_out;
 use crate::systemd::SocketError;
 
 /// The longest time between two looks at the inbox.
@@ -429,6 +430,7 @@ impl Running {
             self.mmtp = Some(node.address);
             self.descriptor = Some(node.descriptor());
             self.start_metrics(&config, &node, &sockets).await?;
+            self.start_opt_out(&config, &node, &sockets).await?;
             self.node = Some(node);
         }
         if let Some(network) = &self.network {
@@ -452,6 +454,20 @@ impl Running {
         let Some(address) = config.metrics.listen else { return Ok(()) };
         let listener = bind_loopback(sockets, address, "metrics", "metrics.listen").await?;
         self.tasks.spawn(metrics::serve(listener, node.control.clone(), self.stop.clone()));
+        Ok(())
+    }
+
+    /// The page by which recipients of mail opt out.
+    async fn start_opt_out(
+        &mut self,
+        config: &Config,
+        node: &RunningNode,
+        sockets: &Inherited,
+    ) -> Result<(), StartError> {
+        let smtp = &config.node.smtp;
+        let Some(address) = smtp.opt_out.listen.filter(|_| smtp.enabled) else { return Ok(()) };
+        let listener = bind_loopback(sockets, address, "opting out", "node.smtp.opt_out.listen").await?;
+        self.tasks.spawn(opt_out::serve(listener, node.control.clone(), self.stop.clone()));
         Ok(())
     }
 

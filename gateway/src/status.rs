@@ -1,12 +1,12 @@
 //! What a process says of itself to its operator, as text and as JSON.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use mix::directory::date::{format_date, format_time};
 use mix::node::stats::Report;
-use mix::node::{NodeStatus, Publication};
+use mix::node::{MailDelivery, NodeStatus, Publication};
 use serde::{Deserialize, Serialize};
 
 /// The answer to `status`. Times are UTC; numbers of packets are rounded up to thousands, none included.
@@ -30,12 +30,49 @@ pub(crate) struct Status {
     pub(crate) packet_keys: Vec<PacketKey>,
     /// `nowhere`, `pending`, `listed`, `waiting` or `failing`.
     pub(crate) publication: String,
+    /// What is proven of the delivery of e-mail; `None` where it is switched off.
+    pub(crate) mail_delivery: Option<MailProof>,
     /// What waits.
     pub(crate) queues: Option<Queues>,
     /// Until when the directory in force is valid, where one is known.
     pub(crate) directory_valid_until: Option<String>,
     /// What is allowed and unwise: `key: why`.
     pub(crate) warnings: Vec<String>,
+}
+
+/// Whether e-mail can be handed over, as the node has proven it to itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct MailProof {
+    /// Whether it can, and the descriptor offers it.
+    pub(crate) proven: bool,
+    /// Since when it is as it is, UTC; `None` before the first proof.
+    pub(crate) since: Option<String>,
+    /// What keeps mail from being handed over: `key: why`.
+    pub(crate) why: Option<String>,
+}
+
+impl MailProof {
+    fn of(delivery: MailDelivery) -> Option<Self> {
+        let (proven, since, why) = match delivery {
+            MailDelivery::Off => return None,
+            MailDelivery::Unproven => (false, None, None),
+            MailDelivery::Proven { since } => (true, format_time(since), None),
+            MailDelivery::Failing { since, why } => (false, format_time(since), Some(why)),
+        };
+        Some(Self { proven, since, why })
+    }
+}
+
+/// For people.
+impl fmt::Display for MailProof {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let since = self.since.as_deref().unwrap_or_default();
+        match (self.proven, &self.why) {
+            (true, _) => write!(f, "can be delivered, as proven since {since} UTC"),
+            (false, Some(why)) => write!(f, "cannot be delivered, and is not offered, since {since} UTC: {why}"),
+            (false, None) => f.write_str("is not offered before it is proven that it can be delivered"),
+        }
+    }
 }
 
 /// Dates of a packet key.
@@ -119,6 +156,7 @@ impl Status {
             published: node.published,
             packet_keys: packet_keys.collect(),
             publication: publication(node.publication).into(),
+            mail_delivery: MailProof::of(node.mail_delivery),
             queues: node.queues.map(|queues| Queues {
                 incoming: queues.incoming,
                 pool: queues.pool,
@@ -134,7 +172,7 @@ impl Status {
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         // Writing into a text does not fail.
-        let mut line = |name: &str, value: &dyn std::fmt::Display| {
+        let mut line = |name: &str, value: &dyn fmt::Display| {
             let _ = writeln!(text, "{name:<16}{value}");
         };
         line("nickname", &self.nickname);
@@ -148,6 +186,9 @@ impl Status {
         line("directory", &words(&self.publication));
         if let Some(until) = &self.directory_valid_until {
             line("directory valid", &format_args!("until {until} UTC"));
+        }
+        if let Some(proof) = &self.mail_delivery {
+            line("e-mail", proof);
         }
         match &self.queues {
             Some(Queues { incoming, pool, outgoing, exit }) => {

@@ -77,6 +77,8 @@ const ONE_FILE: &[(&str, &str, &[&str])] = &[
             "store/disk.rs",
         ],
     ),
+    ("mix", "hmac", &["crypto/mac.rs"]),
+    ("mix", "sha2", &["crypto/mac.rs", "crypto/pk.rs"]),
     ("mix", "argon2", &["crypto/sealed.rs"]),
     ("mix", "chacha20poly1305", &["crypto/sealed.rs"]),
     // The second plays the mail server of tests.

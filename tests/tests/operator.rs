@@ -498,8 +498,12 @@ fn configuration_with_passwords_that_others_can_read_is_warned_of_by_check_and_a
 #[test]
 fn check_says_what_becomes_of_mail_whose_delivery_is_switched_off() {
     let node = Node::new();
-    let exit = "[node.smtp]\nenabled = true\n[node.smtp.mail]\nreturn_address = \"nobody@exit.example\"\n";
-    node.write(&(node.config() + exit));
+    let mail = node.folder.path().join("mail");
+    let exit = format!(
+        "[node.smtp]\nenabled = true\nway = \"maildir\"\nmaildir.path = {mail:?}\n\
+         [node.smtp.mail]\nreturn_address = \"nobody@exit.example\"\n"
+    );
+    node.write(&(node.config() + &exit));
     let off = "node.smtp.enabled: false, and the descriptor of the node offers it";
     node.start().stop();
     assert!(!node.done(&["node", "check"]).contains(off));
@@ -509,6 +513,60 @@ fn check_says_what_becomes_of_mail_whose_delivery_is_switched_off() {
     // A start publishes that it delivers nothing: from then on nobody need be told.
     node.start().stop();
     assert!(!node.done(&["node", "check"]).contains(off));
+}
+
+#[test]
+fn opt_outs_are_listed_and_undone_beside_a_node_and_without_one_and_a_mail_waits_for_it() {
+    let node = Node::new();
+    let opt_out = |arguments: &[&str]| {
+        let mut command = node.command(&[&["exit", "opt-out"], arguments].concat());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let ended = |arguments: &[&str]| opt_out(arguments).output().unwrap();
+    let take = |mail: &str| {
+        let mut child = opt_out(&["mail"]).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(mail.as_bytes()).unwrap();
+        child.wait_with_output().unwrap().status.code()
+    };
+    let token = "0123456789abcdef0123456789abcdef";
+    let wish = format!("Subject: opt-out {token} bob@example.org\n\n");
+    assert_eq!(ended(&["list"]).status.code(), Some(1), "it has never run");
+    let mut program = node.start();
+    let listed = ended(&["list"]);
+    assert!(listed.status.success() && listed.stdout.is_empty(), "{listed:?}");
+    let refused = ended(&["add", token, "bob@example.org"]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(refused.status.code() == Some(1) && said.contains("not the token of that mailbox"), "{said}");
+    let known = ended(&["remove", "bob@example.org"]);
+    assert!(known.status.code() == Some(1) && String::from_utf8_lossy(&known.stderr).contains("has not opted out"));
+    assert_eq!(take(&wish), Some(0), "its sender may be invented, and is told nothing");
+    program.stop();
+    assert!(ended(&["list"]).status.success());
+    assert_eq!(ended(&["remove", "bob@example.org"]).status.code(), Some(1));
+    assert_eq!(ended(&["add", token, "bob@example.org"]).status.code(), Some(3));
+    assert_eq!(take(&wish), Some(75));
+    assert_eq!(take("Subject: no token\n\n"), Some(0));
+}
+
+#[test]
+fn record_for_the_dns_has_the_key_that_openssl_made() {
+    let node = Node::new();
+    let (code, _, said) = node.run(&["exit", "dkim-record"]);
+    assert!(code == 78 && said.contains("no key is set"), "{said}");
+    let key = node.folder.path().join("dkim.pem");
+    let openssl = |arguments: &[&str]| Command::new("openssl").args(arguments).arg(&key).output().unwrap();
+    assert!(openssl(&["genrsa", "-out"]).status.success());
+    let dkim = format!("[node.smtp.dkim]\ndomain = \"exit.example\"\nselector = \"m\"\nkey_file = {key:?}\n");
+    node.write(&(node.config() + &dkim));
+    let said = node.done(&["exit", "dkim-record"]);
+    let (name, text) = said.split_once(" IN TXT ").unwrap();
+    assert_eq!(name, "m._domainkey.exit.example.");
+    assert!(text.contains("\" \"") && text.split('"').all(|string| string.len() <= 255), "{text}");
+    let text = text.trim().trim_matches('"').replace("\" \"", "");
+    let public = String::from_utf8(openssl(&["rsa", "-pubout", "-in"]).stdout).unwrap();
+    let base64: String = public.lines().filter(|line| !line.starts_with('-')).collect();
+    assert_eq!(text, format!("v=DKIM1; k=rsa; p={base64}"));
 }
 
 #[test]

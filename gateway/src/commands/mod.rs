@@ -3,7 +3,9 @@
 mod config;
 mod configured;
 mod demo;
+mod exit;
 mod node;
+mod opt_out;
 mod run;
 
 use std::fmt;
@@ -52,6 +54,7 @@ struct Arguments {
 enum Command {
     Run(run::RunArguments),
     Node(node::NodeArguments),
+    Exit(exit::ExitArguments),
     Config(config::ConfigCommand),
     Demo(demo::DemoArguments),
 }
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
     let ended = match command {
         Command::Run(arguments) => runtime.block_on(with_sockets(sockets, |it| run::run(arguments, it))),
         Command::Node(arguments) => runtime.block_on(with_sockets(sockets, |it| node::node(arguments, it))),
+        Command::Exit(arguments) => runtime.block_on(exit::exit(arguments)),
         Command::Config(arguments) => config::run(arguments),
         Command::Demo(arguments) => runtime.block_on(demo::run(arguments)),
     };

@@ -5,6 +5,7 @@
 pub mod hash;
 pub mod keyset;
 pub mod lioness;
+pub mod mac;
 pub mod pk;
 pub mod sealed;
 pub mod stream;

@@ -13,7 +13,7 @@ use rand::rngs::SysRng;
 use rsa::BoxedUint;
 use rsa::pkcs1::der::Decode as _;
 use rsa::pkcs1::{DecodeRsaPrivateKey, DecodeRsaPublicKey, EncodeRsaPrivateKey, EncodeRsaPublicKey, RsaPublicKeyRef};
-use rsa::pkcs8::{DecodePrivateKey, EncodePrivateKey};
+use rsa::pkcs8::{DecodePrivateKey, EncodePrivateKey, EncodePublicKey};
 use rsa::traits::PublicKeyParts;
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 use zeroize::Zeroizing;
@@ -90,6 +90,12 @@ impl PublicKey {
         let parts = RsaPublicKeyRef::from_der(der).map_err(|_| InvalidKey::Encoding)?;
         checked_size(bits(parts.modulus.as_bytes()))?;
         rsa::PublicKey::from_pkcs1_der(der).map(Self).map_err(|_| InvalidKey::Encoding)
+    }
+
+    /// The SubjectPublicKeyInfo in DER (RFC 5280 4.1), as DKIM has it.
+    pub fn to_spki_der(&self) -> Vec<u8> {
+        let document = self.0.to_public_key_der().expect("a public key that was made or read can be written");
+        document.as_bytes().to_vec()
     }
 
     /// The PKCS#1 DER form.
@@ -246,7 +252,7 @@ impl PrivateKey {
     /// # Errors
     /// [`RsaError::Fault`] when the machine miscalculates.
     pub fn sign_certificate(&self, content: &[u8], rng: &mut impl CryptoRng) -> Result<Vec<u8>, RsaError> {
-        self.0.pkcs1v15_sign_with_rng::<rsa::sha2::Sha256, _>(rng, content).map_err(|_| RsaError::Fault)
+        self.0.pkcs1v15_sign_with_rng::<sha2::Sha256, _>(rng, content).map_err(|_| RsaError::Fault)
     }
 }
 

@@ -13,6 +13,7 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::opt_out::Offer;
 use crate::path::Mailbox;
 use crate::payload::entity::Entity;
 
@@ -66,16 +67,16 @@ impl Default for MailConfig {
 }
 
 /// A mailbox as the settings have it.
-mod mailbox_text {
+pub(crate) mod mailbox_text {
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
     use crate::path::Mailbox;
 
-    pub(super) fn serialize<S: Serializer>(mailbox: &Option<Mailbox>, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(mailbox: &Option<Mailbox>, to: S) -> Result<S::Ok, S::Error> {
         mailbox.as_ref().map(Mailbox::as_str).serialize(to)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Mailbox>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Mailbox>, D::Error> {
         let text = Option::<String>::deserialize(from)?;
         text.map(|text| Mailbox::parse(&text).map_err(D::Error::custom)).transpose()
     }
@@ -196,6 +197,8 @@ pub fn with_line_feeds(mail: &[u8]) -> Vec<u8> {
 pub struct MailWriter {
     config: MailConfig,
     return_address: Mailbox,
+    /// How recipients ask for no more mail.
+    opt_out: Option<Offer>,
 }
 
 impl MailWriter {
@@ -205,7 +208,13 @@ impl MailWriter {
     /// [`NoReturnAddress`].
     pub fn new(config: MailConfig) -> Result<Self, NoReturnAddress> {
         let return_address = config.return_address.clone().ok_or(NoReturnAddress)?;
-        Ok(Self { config, return_address })
+        Ok(Self { config, return_address, opt_out: None })
+    }
+
+    /// The same, whose mails say how to get no more of them.
+    #[must_use]
+    pub fn offering(self, opt_out: Option<Offer>) -> Self {
+        Self { opt_out, ..self }
     }
 
     /// Who the mails come from: also the sender of their envelope.
@@ -227,8 +236,8 @@ impl MailWriter {
         mail.push_str(&field("Message-ID", &message_id(self.return_address.domain(), rng)));
         mail.push_str("MIME-Version: 1.0\r\n");
         match content {
-            Content::Attachments(entity) => multipart::write(&mut mail, &self.body(content), entity.files()),
-            _ => write_text(&mut mail, &self.body(content)),
+            Content::Attachments(entity) => multipart::write(&mut mail, &self.body(to, content), entity.files()),
+            _ => write_text(&mut mail, &self.body(to, content)),
         }
         mail.into_bytes()
     }
@@ -248,6 +257,7 @@ impl MailWriter {
                 headers.push_str(&unstructured(name, &one_line(value)));
             }
         }
+        headers.push_str(&self.opt_out.as_ref().map(|offer| offer.headers(to)).unwrap_or_default());
         headers
     }
 
@@ -263,11 +273,12 @@ impl MailWriter {
             .expect("words of at most 75 characters and a mailbox: both fit a line")
     }
 
-    /// Notice, explanation, message.
-    fn body(&self, content: Content) -> String {
+    /// Notice, how to opt out, explanation, message.
+    fn body(&self, to: &Mailbox, content: Content) -> String {
         let (explanation, message) = content.parts();
+        let opt_out = self.opt_out.as_ref().map(|offer| offer.sentence(to));
         let mut body = String::new();
-        for above in [self.config.notice.as_deref(), explanation].into_iter().flatten() {
+        for above in [self.config.notice.as_deref(), opt_out.as_deref(), explanation].into_iter().flatten() {
             body.push_str(above.trim_end());
             body.push_str("\n\n");
         }
@@ -462,7 +473,9 @@ mod tests {
 
     use super::*;
     use crate::crypto::CounterRng;
+    use crate::crypto::pk::PrivateKey;
     use crate::crypto::stream::StreamKey;
+    use crate::deliver::opt_out::OptOutKey;
 
     fn config() -> MailConfig {
         let return_address = Some(Mailbox::parse("nobody@exit.example").unwrap());
@@ -534,6 +547,31 @@ mod tests {
             after,
             "\r\nMIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 7bit\r\n\r\n\
              Nobody knows the sender.\r\n\r\nHello\r\n.\r\nFrom me\r\n"
+        );
+    }
+
+    #[test]
+    fn mail_says_how_to_get_no_more_of_them_above_the_message_and_to_programs() {
+        let key = OptOutKey::of(&PrivateKey::generate(1024, &mut rand::rng()).unwrap());
+        let to = Mailbox::parse("bob@example.org").unwrap();
+        let offer = Offer::new(key, Some("https://exit.example/o".into()), None).unwrap();
+        let (headers, sentence) = (offer.headers(&to), offer.sentence(&to));
+        let config = MailConfig { notice: Some("Nobody knows the sender.".into()), ..config() };
+        let writer = MailWriter::new(config).unwrap().offering(Some(offer));
+        let mut rng = CounterRng::new(&StreamKey::new([7; 16]));
+        let mail = writer.write(&to, Heading::default(), Content::Text("Hello\n"), UNIX_EPOCH, &mut rng);
+        let mail = String::from_utf8(mail).unwrap();
+        assert!(mail.contains(&format!("\r\nX-Anonymous: yes\r\n{headers}Date: ")), "{mail}");
+        assert!(
+            mail.ends_with(&format!("\r\n\r\nNobody knows the sender.\r\n\r\n{sentence}\r\n\r\nHello\r\n")),
+            "{mail}"
+        );
+        let parsed = MessageParser::default().parse(mail.as_bytes()).unwrap();
+        let url = format!("https://exit.example/o?token={}", &sentence.split_once("token=").unwrap().1);
+        assert!(
+            matches!(parsed.header("List-Unsubscribe"), Some(HeaderValue::Address(found))
+            if found.first().and_then(|link| link.address.as_deref()) == Some(url.as_str())),
+            "{mail}"
         );
     }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::mail::with_line_feeds;
-use crate::crypto::{DIGEST_LEN, Digest};
+use crate::crypto::{DIGEST_LEN, Digest, sha1};
 use crate::path::Mailbox;
 
 /// What lies in `tmp` for longer is of a process that was killed, as all programs for Maildirs have it.
@@ -108,6 +108,25 @@ impl Maildir {
         sync(&new)
     }
 
+    /// Does what it takes to put a mail there, with an empty file that no reader of Maildirs looks at: its name begins with a
+    /// dot in `new`. It is gone at the end.
+    ///
+    /// # Errors
+    /// [`NotKept`], as [`Maildir::keep`].
+    pub fn prove(&self) -> Result<(), NotKept> {
+        self.prepare()?;
+        let [tmp, new] = ["tmp", "new"].map(|folder| self.path.join(folder));
+        // In `tmp` it has a name that is cleared away with those of mails, should the process be killed here.
+        let (unfinished, put) = (tmp.join(sha1(&[b"proof"]).to_string()), new.join(".proof"));
+        let done = write(&unfinished, b"")
+            .map_err(failed(&tmp))
+            .and_then(|()| fs::rename(&unfinished, &put).map_err(failed(&new)))
+            .and_then(|()| sync(&new));
+        let _ = fs::remove_file(&unfinished);
+        let removed = fs::remove_file(&put);
+        done.and_then(|()| removed.map_err(failed(&new)))
+    }
+
     /// Which folder has the mail of this name. Readers move it from `new` to `cur`, so this is the order to look in; there
     /// its name goes on with its flags, or with what a server notes of it.
     fn find(&self, name: &str) -> Result<Option<PathBuf>, NotKept> {
@@ -199,7 +218,6 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::crypto::sha1;
 
     const MAIL: &[u8] = b"Subject: x\r\n\r\none\r\n\r\ntwo\r\n";
 
@@ -335,6 +353,29 @@ mod tests {
         assert_eq!(kept.names("tmp"), Vec::<String>::new());
         fs::remove_file(kept.path("new")).unwrap();
         kept.maildir.keep(&name(b"1"), MAIL).unwrap();
+    }
+
+    #[test]
+    fn proof_leaves_nothing_and_fails_where_a_mail_would() {
+        let kept = maildir();
+        kept.maildir.prove().unwrap();
+        assert_eq!(kept.count(), [0, 0, 0]);
+        // What a process that was killed has left is in nobody's way.
+        fs::write(kept.path("new").join(".proof"), b"").unwrap();
+        kept.maildir.prove().unwrap();
+        assert_eq!(kept.count(), [0, 0, 0]);
+        fs::set_permissions(kept.path("new"), Permissions::from_mode(0o777)).unwrap();
+        let refused = kept.maildir.prove().unwrap_err();
+        assert!(matches!(refused, NotKept::Invalid(InvalidMaildir::Shared { .. })), "{refused:?}");
+        for hindered in ["tmp", "new"] {
+            let kept = maildir();
+            kept.maildir.prepare().unwrap();
+            let name = if hindered == "tmp" { sha1(&[b"proof"]).to_string() } else { ".proof".into() };
+            // A folder of its name hinders it, as a full disk would.
+            fs::create_dir(kept.path(hindered).join(name)).unwrap();
+            let refused = kept.maildir.prove().unwrap_err();
+            assert!(matches!(&refused, NotKept::File { path, .. } if *path == kept.path(hindered)), "{refused:?}");
+        }
     }
 
     #[test]

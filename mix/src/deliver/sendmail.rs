@@ -4,14 +4,15 @@
 //! One try: when to try again is `crate::node`'s to say. No shell reads the command, and what the program prints goes
 //! nowhere: it often repeats the recipient.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Seek as _, Write as _};
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{Access, MemfdFlags, access, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 use serde::{Deserialize, Serialize};
@@ -121,6 +122,31 @@ impl Sendmail {
         verdict(ended.ok().and_then(Result::ok))
     }
 
+    /// Looks whether the program is there and may be run by this process; starts nothing, since whatever it is started for
+    /// would be a mail.
+    ///
+    /// # Errors
+    /// [`NotSent::NotStarted`].
+    pub fn prove(&self) -> Result<(), NotSent> {
+        let not_started = |source| NotSent::NotStarted { program: self.program.clone(), source };
+        // As the system looks for it.
+        let places = if self.program.contains('/') {
+            vec![PathBuf::from(&self.program)]
+        } else {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            std::env::split_paths(&path).map(|folder| folder.join(&self.program)).collect()
+        };
+        let mut failure = io::ErrorKind::NotFound.into();
+        for place in places {
+            match is_program(&place) {
+                Ok(()) => return Ok(()),
+                Err(why) if why.kind() == io::ErrorKind::NotFound => {}
+                Err(why) => failure = why,
+            }
+        }
+        Err(not_started(failure))
+    }
+
     fn not_started(&self, source: io::Error) -> NotSent {
         // It is there, and can be started when others have ended.
         let for_now = [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM];
@@ -138,6 +164,14 @@ impl Sendmail {
         command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         command
     }
+}
+
+/// Whether the file can be run by this process.
+fn is_program(path: &Path) -> io::Result<()> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    Ok(access(path, Access::EXEC_OK)?)
 }
 
 /// The mail as a file that lies in memory. Through a pipe a program whose caller is killed would take half a mail for a whole
@@ -193,9 +227,7 @@ fn reap(mut child: Child, gone: &Mutex<bool>) -> io::Result<ExitStatus> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::io::ErrorKind;
-    use std::path::Path;
 
     use super::*;
 
@@ -347,6 +379,30 @@ mod tests {
         fs::write(program.home.path().join("go"), "").unwrap();
         until("a mail", || program.home.path().join("mail").exists()).await;
         assert_eq!(program.wrote("mail").len(), 11 * 100_000);
+    }
+
+    #[test]
+    fn proof_starts_nothing_and_finds_what_a_start_would() {
+        let home = tempfile::tempdir().unwrap();
+        let plain = home.path().join("plain");
+        fs::write(&plain, "no program").unwrap();
+        let prove = |program: &str| {
+            let config = SendmailConfig { command: vec![program.to_owned()], ..SendmailConfig::default() };
+            Sendmail::new(&config).unwrap().prove()
+        };
+        prove("/bin/sh").unwrap();
+        prove("sh").unwrap();
+        for (program, kind) in [
+            (home.path().join("missing"), ErrorKind::NotFound),
+            (plain, ErrorKind::PermissionDenied),
+            (home.path().to_owned(), ErrorKind::PermissionDenied),
+            ("no-such-program-anywhere".into(), ErrorKind::NotFound),
+        ] {
+            let refused = prove(program.to_str().unwrap()).unwrap_err();
+            let is_it = matches!(&refused, NotSent::NotStarted { program: named, source }
+                if *named == program.to_str().unwrap() && source.kind() == kind);
+            assert!(is_it, "{refused:?}");
+        }
     }
 
     #[tokio::test]

@@ -496,6 +496,16 @@ impl Conversation {
         self.say(Data).await
     }
 
+    /// Asks whether the server would take mail for that recipient, and ends without giving it any.
+    ///
+    /// # Errors
+    /// [`DeliverError`].
+    pub async fn would_take(mut self, to: &Mailbox) -> Result<(), DeliverError> {
+        self.say(Rcpt::new(address(to), Vec::new())).await?;
+        self.end().await;
+        Ok(())
+    }
+
     /// Hands the mail over. It has CRLF at the end of each line and ASCII alone, as `mail::MailWriter` writes it.
     ///
     /// # Errors

@@ -9,14 +9,17 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::config::{
-    DummiesConfig, MboxDeliveryConfig, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig, StatsConfig, Way,
+    DummiesConfig, MboxDeliveryConfig, NetworkConfig, NodeConfig, OptOutConfig, OutgoingConfig, SmtpDeliveryConfig,
+    StatsConfig, Way,
 };
 use super::exit::{MboxWay, MessageIds, SmtpWay, WayOut, Ways};
 use super::mixing::Rhythm;
 use super::start::NodeError;
+use crate::deliver::dkim::Signer;
 use crate::deliver::mail::MailWriter;
 use crate::deliver::maildir::{Maildir, NotKept};
 use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::opt_out::{Offer, OptOutKey};
 use crate::deliver::refusals::Refusals;
 use crate::deliver::sendmail::Sendmail;
 use crate::deliver::smtp::SmtpExit;
@@ -30,6 +33,7 @@ pub(super) struct Deliveries {
     /// Users of this node, when it keeps mail for a gateway.
     pub(super) mailboxes: Option<Arc<dyn LocalMailboxes<Arrival>>>,
     pub(super) message_ids: MessageIds,
+    pub(super) opt_out_key: OptOutKey,
 }
 
 /// The ends.
@@ -152,8 +156,7 @@ pub(super) fn check_access(config: &NodeConfig, addresses: &[SocketAddr]) -> Res
 
 /// How messages are delivered.
 fn ways(config: &NodeConfig, deliveries: &Deliveries) -> Result<Ways, NodeError> {
-    let message_ids = || deliveries.message_ids.clone();
-    let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, message_ids())).transpose()?.map(Arc::new);
+    let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, deliveries)).transpose()?.map(Arc::new);
     let mbox = match (config.mbox.enabled, deliveries.mailboxes.clone()) {
         (false, _) => None,
         (true, None) => return Err(NodeError::NoMailboxes),
@@ -173,8 +176,11 @@ pub(super) fn way_out(config: &SmtpDeliveryConfig) -> Result<(MailWriter, WayOut
     Ok((writer, out))
 }
 
-fn smtp_way(config: &SmtpDeliveryConfig, message_ids: MessageIds) -> Result<SmtpWay, NodeError> {
+fn smtp_way(config: &SmtpDeliveryConfig, deliveries: &Deliveries) -> Result<SmtpWay, NodeError> {
     let (writer, out) = way_out(config)?;
+    let OptOutConfig { url, mail, .. } = config.opt_out.clone();
+    let writer = writer.offering(Offer::new(deliveries.opt_out_key.clone(), url, mail));
+    let (message_ids, dkim) = (deliveries.message_ids.clone(), Signer::new(&config.dkim)?);
     let (refusals, limits) = (refusals(config)?, config.limits.clone());
     if let WayOut::Maildir(maildir) = &out
         // Anything else than its mode may pass by itself: until then mail waits.
@@ -184,7 +190,20 @@ fn smtp_way(config: &SmtpDeliveryConfig, message_ids: MessageIds) -> Result<Smtp
     }
     let SmtpDeliveryConfig { max_size, inflate_max, ref retry, .. } = *config;
     let mime = config.mime();
-    Ok(SmtpWay { writer, out, max_size, mime, inflate_max, retry: retry.clone(), message_ids, refusals, limits })
+    let proof_address = config.proof_address.as_ref().unwrap_or(writer.return_address()).clone();
+    Ok(SmtpWay {
+        writer,
+        out,
+        proof_address,
+        max_size,
+        mime,
+        inflate_max,
+        retry: retry.clone(),
+        message_ids,
+        refusals,
+        limits,
+        dkim,
+    })
 }
 
 /// Read anew whenever it is asked for, so that a reload takes a list that has changed.

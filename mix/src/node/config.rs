@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::retry::{RetrySchedule, RetryStep};
 use crate::batch::{self, DynamicPool, Pool};
+use crate::deliver::dkim::DkimConfig;
 use crate::deliver::limits::LimitsConfig;
 use crate::deliver::mail::MailConfig;
 use crate::deliver::maildir::MaildirConfig;
@@ -18,7 +19,9 @@ use crate::net::addresses::{Access, ListenAddresses};
 use crate::net::bandwidth::{Bandwidth, BandwidthConfig};
 use crate::net::connect::{ConnectConfig, Terms};
 use crate::net::listen::ListenConfig;
+use crate::net::loopback::LoopbackAddress;
 use crate::net::resolve::{ResolveConfig, Resolver};
+use crate::path::Mailbox;
 use crate::payload::Capacity;
 use crate::payload::fragment::Fragmentation;
 
@@ -268,6 +271,10 @@ pub struct SmtpDeliveryConfig {
     pub refusals: Option<PathBuf>,
     /// How many mails they get at most.
     pub limits: LimitsConfig,
+    /// The mailbox of the operator's that a mail server is asked about, to prove each day that it takes mail of this exit.
+    /// `None`: the return address.
+    #[serde(with = "crate::deliver::mail::mailbox_text")]
+    pub proof_address: Option<Mailbox>,
     /// Who takes it.
     pub way: Way,
     /// The server that takes the mail.
@@ -278,6 +285,42 @@ pub struct SmtpDeliveryConfig {
     pub maildir: MaildirConfig,
     /// How the mail looks.
     pub mail: MailConfig,
+    /// How recipients ask for no more of it.
+    pub opt_out: OptOutConfig,
+    /// By which key it is signed.
+    pub dkim: DkimConfig,
+}
+
+/// Section `[node.smtp.opt_out]`: how a recipient asks for no more mail. With neither a link nor a mailbox, mails say nothing
+/// of it, since nobody would hear.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptOutConfig {
+    /// A mailbox of the operator's, whose mail is given to `mixgate exit opt-out mail`.
+    #[serde(with = "crate::deliver::mail::mailbox_text")]
+    pub mail: Option<Mailbox>,
+    /// The page that the links lead to, at the operator's web server.
+    #[serde(deserialize_with = "web_page")]
+    pub url: Option<String>,
+    /// Where this process serves that page to the web server. Loopback only.
+    pub listen: Option<LoopbackAddress>,
+}
+
+/// Octets of the address of a page, at most: a link must fit a line of a mail with token and mailbox.
+const PAGE_LEN: usize = 200;
+
+/// The address of a page, to which a query can be appended. In the clear, anybody on the way could opt others out (RFC 8058
+/// 3.1).
+fn web_page<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+    let Some(url) = Option::<String>::deserialize(value)? else { return Ok(None) };
+    let host = url.strip_prefix("https://").filter(|host| !host.is_empty());
+    if host.is_none() || url.len() > PAGE_LEN || !url.bytes().all(|c| c.is_ascii_graphic() && !b"<>\"?#,".contains(&c))
+    {
+        return Err(D::Error::custom(
+            "expected an address such as https://exit.example/opt-out, of 200 letters at most, without ? and #",
+        ));
+    }
+    Ok(Some(url))
 }
 
 impl Default for SmtpDeliveryConfig {
@@ -291,11 +334,14 @@ impl Default for SmtpDeliveryConfig {
             retry: RetrySchedule::new(vec![RetryStep { every: hours(7), during: hours(6 * 24) }]),
             refusals: None,
             limits: LimitsConfig::default(),
+            proof_address: None,
             way: Way::default(),
             server: SmtpExitConfig::default(),
             sendmail: SendmailConfig::default(),
             maildir: MaildirConfig::default(),
             mail: MailConfig::default(),
+            opt_out: OptOutConfig::default(),
+            dkim: DkimConfig::default(),
         }
     }
 }

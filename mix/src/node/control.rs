@@ -12,12 +12,14 @@ use super::config::{NetworkConfig, NodeConfig};
 use super::counters::Counters;
 use super::describe::{self, Descriptors};
 use super::durable;
+use super::exit::{MailDelivery, Standing};
 use super::keys::KeyPlan;
 use super::publish::{Desk, Publication};
 use super::rotation::{self, Discarded, SharedKeyring, Wish};
 use super::start::NodeError;
 use super::stats::{Clerk, Report, rounded};
 use crate::crypto::KeyId;
+use crate::deliver::opt_out::OptOutKey;
 use crate::directory::{Descriptor, Nickname};
 use crate::store::queue::{exit, incoming, outgoing, pool};
 use crate::store::{Db, StoreError, View};
@@ -40,6 +42,8 @@ pub(super) struct Inner {
     pub(super) world: World,
     pub(super) desk: Arc<Desk>,
     pub(super) statistics: Clerk,
+    pub(super) standing: watch::Receiver<Standing>,
+    pub(super) opt_out_key: OptOutKey,
     pub(super) changes: Changes,
 }
 
@@ -80,6 +84,8 @@ pub struct NodeStatus {
     pub packet_keys: Vec<KeyTimes>,
     /// What the directory server last said.
     pub publication: Publication,
+    /// Whether e-mail is delivered, and can be.
+    pub mail_delivery: MailDelivery,
     /// What waits; `None` when the store does not say.
     pub queues: Option<Queues>,
 }
@@ -94,7 +100,7 @@ pub struct Progress {
 impl NodeControl {
     /// What it says of itself.
     pub async fn status(&self) -> NodeStatus {
-        let Inner { addresses, descriptors, db, desk, .. } = &*self.0;
+        let Inner { addresses, descriptors, db, desk, standing, changes, .. } = &*self.0;
         let all = Arc::clone(&descriptors.borrow());
         let descriptor = &all.current;
         let times = |stated: &describe::Stated| KeyTimes {
@@ -110,6 +116,7 @@ impl NodeControl {
             published,
             packet_keys: all.all.iter().rev().map(times).collect(),
             publication: desk.publication(),
+            mail_delivery: standing.borrow().report(changes.settings.borrow().smtp.enabled),
             queues,
         }
     }
@@ -161,11 +168,15 @@ impl NodeControl {
         settings.send_replace(Arc::new(NodeConfig { home, ..config.clone() }));
     }
 
-    /// Returns when keys and descriptors are as the settings in force want them, those of a [`NodeControl::apply`] before.
+    /// Returns when keys and descriptors are as the settings in force want them, those of a [`NodeControl::apply`] before;
+    /// and so when it is proven whether e-mail can leave as they say, or not.
     ///
     /// # Errors
     /// Why they are not; it is tried again each minute.
     pub async fn settled(&self) -> Result<(), NodeError> {
+        let way = self.0.changes.ways.borrow().smtp.clone();
+        // Nobody proves anything any more when the node is stopping.
+        let _ = self.0.standing.clone().wait_for(|standing| standing.is_about(way.as_deref())).await;
         self.wish(Wish::Look).await
     }
 

@@ -124,6 +124,8 @@ counters! {
     undeliverable,
     /// Those of them that the list of refusals forbids.
     refused,
+    /// Those of them whose recipient has asked for no more mail.
+    opted_out,
     /// Times that a mail was put off since its recipient, its domain or all together had as many as the limits let through.
     limited,
     /// The user's mails that became packets.

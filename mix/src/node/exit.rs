@@ -31,9 +31,11 @@ use super::durable;
 use super::retry::RetrySchedule;
 use crate::crypto::pk::PrivateKey;
 use crate::crypto::{CounterRng, DIGEST_LEN, Digest, Keyset, sha1};
+use crate::deliver::dkim::Signer;
 use crate::deliver::limits::{Limits, LimitsConfig, OverLimit};
 use crate::deliver::mail::{Content, Heading, MailWriter, as_text};
 use crate::deliver::mbox::{LocalMailboxes, NotDelivered};
+use crate::deliver::opt_out::normalised;
 use crate::deliver::refusals::Refusals;
 use crate::packet::RoutingType;
 use crate::path::Mailbox;
@@ -44,13 +46,17 @@ use crate::payload::{Content as Decoded, MessageHeaders, armor, headers};
 use crate::secret::Secret;
 use crate::store::fragments::{self, Addition, FragmentedId};
 use crate::store::inbox::Arrival;
+use crate::store::opt_outs;
 use crate::store::queue::exit::Which;
 use crate::store::queue::{ExitContent as Queued, ExitItem};
 use crate::store::queue::{exit as queue, left};
 use crate::store::{Db, StoreError, Tx};
 
+mod proof;
 mod way;
 
+pub use proof::MailDelivery;
+pub(super) use proof::{Prover, Standing};
 pub(super) use way::WayOut;
 use way::{Fault, Letter, NotTaken};
 
@@ -81,6 +87,8 @@ const SCOPE: &str = "exit";
 pub(super) struct SmtpWay {
     pub(super) writer: MailWriter,
     pub(super) out: WayOut,
+    /// The operator's own mailbox, which a mail server must take mail for to be proven.
+    pub(super) proof_address: Mailbox,
     pub(super) max_size: u64,
     /// Octets of the largest message with attachments, where they are delivered.
     pub(super) mime: Option<u64>,
@@ -91,6 +99,8 @@ pub(super) struct SmtpWay {
     /// Who gets none.
     pub(super) refusals: Refusals,
     pub(super) limits: LimitsConfig,
+    /// Who signs it.
+    pub(super) dkim: Option<Signer>,
 }
 
 /// Gives each mail its Message-ID: the same for each attempt at one delivery, and no other. Should a crash make the outside
@@ -117,6 +127,12 @@ impl MessageIds {
 }
 
 impl SmtpWay {
+    /// Whether what proves the one proves the other.
+    fn is_proven_as(&self, other: &Self) -> bool {
+        let addresses = |way: &Self| (way.writer.return_address().clone(), way.proof_address.clone());
+        self.out.is(&other.out) && addresses(self) == addresses(other)
+    }
+
     /// What to deliver; `None` when it is undecodable or larger than this exit takes. Never inflates beyond that size.
     fn content(&self, content: Queued) -> Option<ExitContent> {
         let compressed = match content {
@@ -443,6 +459,18 @@ impl ExitService {
         };
         let to = std::str::from_utf8(&item.address).ok().and_then(|address| Mailbox::parse(address).ok());
         let Some(to) = to else { return Verdict::Undeliverable };
+        let mailbox = normalised(&to);
+        match durable::read(&self.db, move |view| opt_outs::contains(view, &mailbox)).await {
+            Ok(false) => {}
+            Ok(true) => {
+                self.counters.opted_out(1);
+                return Verdict::Undeliverable;
+            }
+            Err(e) => {
+                error!(error = %e, "who has opted out cannot be read");
+                return Verdict::Later(RetrySchedule::every_minute_for_a_day());
+            }
+        }
         // A list may have a thousand patterns, and a stranger has chosen what they are tried on.
         let (list, address) = (Arc::clone(&way), to.clone());
         match spawn_blocking(move || list.refusals.refuse(&address)).await {
@@ -482,6 +510,10 @@ impl ExitService {
             let key = delivery_key(&item);
             let mut dice = writer.message_ids.dice(&key);
             let mail = write_mail(&writer, &recipient, item.content, now, &mut dice)?;
+            let mail = match &writer.dkim {
+                Some(signer) => signer.sign(mail, &mut dice),
+                None => mail,
+            };
             Some((mail, writer.message_ids.file_name(&key)))
         });
         let (mail, name) = match written.await {

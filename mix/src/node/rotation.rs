@@ -22,6 +22,7 @@ use super::clock::{CLOCK_MARGIN, Steadiness, World};
 use super::config::NodeConfig;
 use super::describe::{self, Descriptors};
 use super::durable;
+use super::exit::Standing;
 use super::incoming::PacketKeys;
 use super::keys::{DatedKey, KeyPlan, Keyring};
 use super::network::{Network, describe as in_one_line};
@@ -89,6 +90,8 @@ pub(super) struct Rotation {
     pub(super) wishes: mpsc::Sender<Wish>,
     wished: mpsc::Receiver<Wish>,
     directory: Option<Network>,
+    /// Whether e-mail can be delivered, and so whether others are told that it is.
+    standing: watch::Receiver<Standing>,
     state: State,
 }
 
@@ -124,6 +127,8 @@ pub(super) struct Office {
     pub(super) stop: CancellationToken,
     /// Who the mixes are; a node without it does not know that it could.
     pub(super) directory: Option<Network>,
+    /// Whether e-mail can be delivered.
+    pub(super) standing: watch::Receiver<Standing>,
 }
 
 impl Rotation {
@@ -132,11 +137,12 @@ impl Rotation {
     /// # Errors
     /// [`NodeError`].
     pub(super) fn start(office: Office) -> Result<Self, NodeError> {
-        let Office { mut keyring, replay, db, config, port, world, stop, directory } = office;
+        let Office { mut keyring, replay, db, config, port, world, stop, directory, standing } = office;
         let now = world.now();
         let settings = Arc::clone(&config.borrow());
         keyring.make_ahead(&KeyPlan::new(&settings.keys)?, now, &mut world.dice())?;
-        let descriptors = describe::describe(&settings, port, &keyring, now, &mut world.dice())?;
+        let stated = standing.borrow().states(settings);
+        let descriptors = describe::describe(&stated, port, &keyring, now, &mut world.dice())?;
         let known: BTreeSet<_> = keyring.packet_keys().iter().map(|key| key.id()).collect();
         let to_forget = replay.packet_keys()?.into_iter().filter(|key| !known.contains(key)).collect();
         let mut state =
@@ -156,6 +162,7 @@ impl Rotation {
             wishes,
             wished,
             directory,
+            standing,
             state,
         })
     }
@@ -178,6 +185,7 @@ impl Rotation {
             tokio::select! {
                 () = sleep(self.until_next()) => {}
                 changed = self.config.changed() => if changed.is_err() { return },
+                Ok(()) = self.standing.changed() => {}
                 Some(wished) = self.wished.recv() => wish = Some(wished),
                 () = stop.cancelled() => return,
             }
@@ -224,6 +232,7 @@ impl Rotation {
         self.put_into_use(now).await?;
         let erased = self.erase(plan, now, steady).await;
         let forgotten = self.forget().await;
+        let config = self.standing.borrow_and_update().states(config);
         let config = self.with_what_is_missing(config);
         let described = self.describe(config, now).await;
         made.and(erased).and(forgotten).and(described)
@@ -423,7 +432,8 @@ mod tests {
         let config = NodeConfig { nickname: "Alice".into(), home: home.path().into(), ..NodeConfig::default() };
         let (settings, config) = watch::channel(Arc::new(config));
         let stop = CancellationToken::new();
-        (Office { keyring, replay, db, config, port: 48099, world, stop, directory: None }, settings)
+        let standing = watch::channel(Standing::default()).1;
+        (Office { keyring, replay, db, config, port: 48099, world, stop, directory: None, standing }, settings)
     }
 
     fn started(home: tempfile::TempDir, now: SystemTime) -> Mix {

@@ -17,7 +17,7 @@ use super::control::{Inner, NodeControl};
 use super::counters::Counters;
 use super::describe::Descriptors;
 use super::dummies::Dummies;
-use super::exit::{ExitService, MessageIds};
+use super::exit::{ExitService, MessageIds, Prover};
 use super::incoming::{self, Incoming, PacketKeys, Worker};
 use super::keys::{InvalidKeys, KeyError, KeyPlan, Keyring};
 use super::link;
@@ -31,10 +31,12 @@ use super::stats::Clerk;
 use crate::batch::{InvalidPool, Pool};
 use crate::crypto::pk::InvalidKey;
 use crate::crypto::{KeyId, Passphrase};
+use crate::deliver::dkim::{InvalidDkim, Signer};
 use crate::deliver::limits::Limits;
 use crate::deliver::mail::NoReturnAddress;
 use crate::deliver::maildir::InvalidMaildir;
 use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::opt_out::OptOutKey;
 use crate::deliver::refusals::RefusalsError;
 use crate::deliver::sendmail::InvalidSendmail;
 use crate::deliver::smtp::InvalidSmtpExit;
@@ -133,6 +135,14 @@ pub enum NodeError {
     /// The list of whom not to deliver to.
     #[error("node.smtp.refusals")]
     Refusals(#[from] RefusalsError),
+    /// The key that mail is signed by.
+    #[error("node.smtp.dkim")]
+    Dkim(#[from] InvalidDkim),
+    /// A page that nothing leads to, or links that lead nowhere.
+    #[error(
+        "node.smtp.opt_out: url and listen belong together: the page at url is what the web server there gets at listen. Set both, or neither"
+    )]
+    HalfPage,
     /// `node.mbox.enabled` without a gateway in the same process.
     #[error("node.mbox is enabled, but there is no gateway in this process whose identities could get the mail")]
     NoMailboxes,
@@ -172,6 +182,8 @@ impl NodeError {
             | Self::Sendmail(_)
             | Self::Maildir(_)
             | Self::Refusals(_)
+            | Self::Dkim(_)
+            | Self::HalfPage
             | Self::Fragments
             | Self::KeyPlan(_)
             | Self::NoPassphrase
@@ -203,6 +215,8 @@ impl NodeError {
             Self::Sendmail(_) => "node.smtp.sendmail.command",
             Self::Maildir(_) => "node.smtp.maildir.path",
             Self::Refusals(_) => "node.smtp.refusals",
+            Self::Dkim(_) => "node.smtp.dkim",
+            Self::HalfPage => "node.smtp.opt_out",
             Self::NoMailboxes => "node.mbox.enabled",
             Self::Fragments => "node.fragments.max_size",
             _ => return None,
@@ -316,7 +330,8 @@ impl Node {
         let identity = keyring.identity().clone();
         let own = identity.public_key().key_id();
         let message_ids = MessageIds::of(&identity);
-        let deliveries = Deliveries { mailboxes, message_ids };
+        let opt_out_key = OptOutKey::of(&identity);
+        let deliveries = Deliveries { mailboxes, message_ids, opt_out_key: opt_out_key.clone() };
         let changes = Changes::new(config, network, deliveries, resolver)?;
 
         let incoming = Incoming::new(db.clone(), counters.clone());
@@ -326,6 +341,9 @@ impl Node {
         let listener = MmtpListener::bind_in(&sockets, config.listen.clone(), link, terms, sink).await?;
         let (address, addresses) = (listener.local_addr(), listener.local_addrs());
         check_access(config, &addresses)?;
+        let mut prover = Prover::new(changes.ways.subscribe(), world.clone(), stop.clone());
+        prover.begin().await;
+        let standing = prover.standing();
         let rotation = Rotation::start(Office {
             keyring,
             replay: replay.clone(),
@@ -335,6 +353,7 @@ impl Node {
             world: world.clone(),
             stop: stop.clone(),
             directory: directory.clone(),
+            standing: standing.clone(),
         })?;
         let wishes = rotation.wishes.clone();
 
@@ -348,6 +367,7 @@ impl Node {
         crew.tasks.spawn(rotation.run());
         crew.tasks.spawn(link::run(renew, identity, nickname.clone(), crew.world.clone(), crew.stop.clone()));
         crew.deliver(&bells);
+        crew.tasks.spawn(prover.run());
         let desk = crew.publish(descriptors.clone());
         let statistics = crew.count(config);
         crew.carry(own, bells, directory);
@@ -363,6 +383,8 @@ impl Node {
             world,
             desk,
             statistics,
+            standing,
+            opt_out_key,
             changes,
         };
         Ok(RunningNode { address, addresses, db, control: NodeControl(Arc::new(inner)), replay, tasks, threads })
@@ -580,6 +602,11 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
     if config.smtp.enabled {
         way_out(&config.smtp)?;
         refusals(&config.smtp)?;
+        Signer::new(&config.smtp.dkim)?;
+        let opt_out = &config.smtp.opt_out;
+        if opt_out.url.is_some() != opt_out.listen.is_some() {
+            return Err(NodeError::HalfPage);
+        }
     }
     if config.mbox.enabled && !has_mailboxes {
         return Err(NodeError::NoMailboxes);

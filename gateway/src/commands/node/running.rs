@@ -9,13 +9,11 @@ use serde_json::Value;
 
 use super::{Configured, Failed};
 use crate::commands::{NO_ANSWER, say, warn};
-use crate::control::{self, Ask, NotAsked};
+use crate::control::{self, Ask, NotAsked, PATIENCE};
 use crate::lock;
 use crate::service::{Reloaded, STOP_BOUND};
 use crate::status::{DiscardedKeys, Stats, Status, words};
 
-/// How long the process may take to answer what it knows already.
-const PATIENCE: Duration = Duration::from_secs(15);
 /// How long it may take to sign what it says of itself anew, or to make keys.
 const SETTLING: Duration = Duration::from_secs(60);
 /// How long a directory server may take.

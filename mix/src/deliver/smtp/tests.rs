@@ -614,3 +614,17 @@ fn settings_are_read_as_an_operator_writes_them() {
     let defaults = serde_json::to_string(&SmtpExitConfig::default()).unwrap();
     assert_eq!(serde_json::from_str::<SmtpExitConfig>(&defaults).unwrap(), SmtpExitConfig::default());
 }
+
+#[tokio::test]
+async fn server_that_is_only_asked_hears_of_no_mail() {
+    let (port, mut hears) = server(Manners::default()).await;
+    let (from, to) = (Mailbox::parse("nobody@exit.example").unwrap(), Mailbox::parse("me@exit.example").unwrap());
+    let exit = SmtpExit::new(&config(port), &from).unwrap();
+    exit.call(&from).await.unwrap().would_take(&to).await.unwrap();
+    let commands = ["EHLO exit.example", "MAIL FROM:<nobody@exit.example>", "RCPT TO:<me@exit.example>", "QUIT"];
+    assert_eq!(all(&mut hears), commands);
+    let (port, _hears) = server(Manners { refuse: Some(("RCPT", "550 who?")), ..Manners::default() }).await;
+    let exit = SmtpExit::new(&config(port), &from).unwrap();
+    let refused = exit.call(&from).await.unwrap().would_take(&to).await;
+    assert_eq!(refused, Err(DeliverError::Permanent { code: 550 }));
+}

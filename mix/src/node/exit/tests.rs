@@ -17,6 +17,7 @@ use crate::payload::{Capacity, encode};
 use crate::store::NODE_SCHEMAS;
 use crate::store::queue::pool::{self, PoolItem};
 
+mod proof;
 mod ways;
 
 /// What the mailbox of `frida` got, each with its delivery key.
@@ -451,7 +452,20 @@ fn smtp_way(max_size: u64, inflate_max: u64) -> SmtpWay {
     let out = WayOut::SmartHost(Box::new(SmtpExit::new(&SmtpExitConfig::default(), writer.return_address()).unwrap()));
     let message_ids = MessageIds(Arc::new(Secret::new([7; DIGEST_LEN])));
     let (retry, refusals, limits) = (RetrySchedule::new(Vec::new()), Refusals::default(), LimitsConfig::none());
-    SmtpWay { writer, out, max_size, mime: None, inflate_max, retry, message_ids, refusals, limits }
+    let proof_address = writer.return_address().clone();
+    SmtpWay {
+        writer,
+        out,
+        proof_address,
+        max_size,
+        mime: None,
+        inflate_max,
+        retry,
+        message_ids,
+        refusals,
+        limits,
+        dkim: None,
+    }
 }
 
 fn written(way: &SmtpWay, len: usize) -> Option<String> {
@@ -678,4 +692,21 @@ async fn mail_that_had_no_answer_counts_since_the_recipient_may_have_it() {
         exited.deliver_all().await;
     }
     assert_eq!((exited.service.counters.snapshot().limited, calls.load(Ordering::Relaxed)), (1, 2));
+}
+
+#[tokio::test]
+async fn whoever_has_opted_out_gets_no_mail_until_that_is_undone_and_others_do() {
+    let (exited, calls) = exit_to(Server::Takes).await;
+    exited.service.db.write(|tx| opt_outs::add(tx, "bob@example.org")).unwrap();
+    for to in ["Bob@Example.org", "eve@example.org"] {
+        exited.queue(RoutingType::SMTP, to, b"\ntext");
+    }
+    exited.deliver_all().await;
+    let counts = exited.service.counters.snapshot();
+    assert_eq!((counts.delivered, counts.undeliverable, counts.opted_out, counts.refused), (1, 1, 1, 0));
+    assert_eq!(calls.load(Ordering::Relaxed), 1, "nobody outside hears of it");
+    exited.service.db.write(|tx| opt_outs::remove(tx, "bob@example.org")).unwrap();
+    exited.queue(RoutingType::SMTP, "Bob@Example.org", b"\ntext");
+    exited.deliver_all().await;
+    assert_eq!(exited.service.counters.snapshot().delivered, 2);
 }

@@ -26,6 +26,53 @@ struct Misset {
     why: DeliverError,
 }
 
+/// Why a way is not proven to be one.
+pub(super) struct Unproven {
+    /// Under the key of the setting that it is about.
+    pub(super) fault: Fault,
+    /// Whether it may pass by itself.
+    pub(super) passes: bool,
+}
+
+/// What a proof has met, and which setting it is about.
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: {why}")]
+struct Met {
+    key: &'static str,
+    why: Fault,
+}
+
+impl Unproven {
+    /// Whoever would take the mail said nothing for as long as a proof lasts.
+    pub(super) fn too_slow() -> Self {
+        Self::passing("node.smtp.way", "whoever takes the mail is too slow")
+    }
+
+    fn passing(key: &'static str, why: impl Into<Fault>) -> Self {
+        Self { fault: Met { key, why: why.into() }.into(), passes: true }
+    }
+
+    fn lasting(key: &'static str, why: impl Into<Fault>) -> Self {
+        Self { fault: Met { key, why: why.into() }.into(), passes: false }
+    }
+
+    /// The server has heard of no recipient yet.
+    fn before_the_recipient(why: DeliverError) -> Self {
+        match NotTaken::before_the_mail(why) {
+            NotTaken::Away(Some(fault)) => Self { fault, passes: false },
+            _ => Self::passing("node.smtp.server", why),
+        }
+    }
+
+    /// The server has heard of the operator's own mailbox.
+    fn of_the_recipient(why: DeliverError) -> Self {
+        match why {
+            DeliverError::Permanent { .. } => Self::lasting("node.smtp.proof_address", why),
+            DeliverError::Transient { .. } | DeliverError::Unavailable(_) => Self::passing("node.smtp.server", why),
+        }
+    }
+}
+
 /// The way that mail leaves by.
 pub(in crate::node) enum WayOut {
     /// A mail server.
@@ -116,6 +163,27 @@ impl WayOut {
         }
     }
 
+    /// Goes as far as a mail would, but for the mail: a server is asked whether it would take one of `from` for `to`, a
+    /// program is looked for, and into a folder a file is put that nobody reads.
+    pub(super) async fn prove(&self, from: &Mailbox, to: &Mailbox) -> Result<(), Unproven> {
+        match self {
+            Self::SmartHost(server) => {
+                let conversation = server.call(from).await.map_err(Unproven::before_the_recipient)?;
+                conversation.would_take(to).await.map_err(Unproven::of_the_recipient)
+            }
+            Self::Sendmail(program) => {
+                let program = program.clone();
+                let key = "node.smtp.sendmail.command";
+                on_disk(key, move || program.prove().map_err(|why| Unproven::lasting(key, why))).await
+            }
+            Self::Maildir(maildir) => {
+                let maildir = maildir.clone();
+                let key = "node.smtp.maildir.path";
+                on_disk(key, move || maildir.prove().map_err(|why| Unproven::lasting(key, why))).await
+            }
+        }
+    }
+
     /// One try. `None` when the process ends first, and then whoever took the mail is not known to have it.
     pub(super) async fn hand_over(
         &self,
@@ -145,6 +213,17 @@ impl WayOut {
             }
         }
     }
+}
+
+/// A proof where it may wait for the disk.
+async fn on_disk(
+    key: &'static str,
+    proof: impl FnOnce() -> Result<(), Unproven> + Send + 'static,
+) -> Result<(), Unproven> {
+    spawn_blocking(proof).await.unwrap_or_else(|e| {
+        error!(panicked = e.is_panic(), "a proof failed");
+        Err(Unproven::passing(key, "the proof came to no end"))
+    })
 }
 
 async fn to_the_server(

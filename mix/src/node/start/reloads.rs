@@ -16,6 +16,7 @@ use crate::deliver::mbox::NotDelivered;
 use crate::net::addresses::Access;
 use crate::net::connect::{ConnectConfig, Outcome, Unit, deliver};
 use crate::net::listen::{PacketSink, Refused};
+use crate::node::MailDelivery;
 use crate::node::config::{DummiesConfig, Way};
 use crate::node::retry::{RetrySchedule, RetryStep};
 use crate::node::testing::{PATIENCE, Taking, hop, listening, network, noon_world};
@@ -399,15 +400,69 @@ async fn list_of_refusals_is_read_at_each_reload_and_one_with_a_mistake_changes_
 }
 
 #[tokio::test]
-async fn attachments_are_delivered_and_stated_from_a_reload_on() {
+async fn delivery_is_offered_when_it_is_proven_and_withdrawn_with_the_same_keys_when_it_is_not() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let folder = tempfile::tempdir().unwrap();
+    let mail = folder.path().join("mail");
     let mut story = Story::begin(
         |config| {
             config.smtp.enabled = true;
             config.smtp.mail.return_address = Mailbox::parse("nobody@exit.example").ok();
+            config.smtp.server.port = nobody;
         },
         |_| {},
     )
     .await;
+    let before = story.running.descriptor();
+    assert!(before.smtp().is_none(), "nobody is there");
+    let status = story.running.control.status().await.mail_delivery;
+    assert!(
+        matches!(&status, MailDelivery::Failing { why, .. } if why.starts_with("node.smtp.server: ")),
+        "{status:?}"
+    );
+    story.reload(|config| {
+        config.smtp.way = Way::Maildir;
+        config.smtp.maildir.path = Some(mail);
+    });
+    story.running.control.settled().await.unwrap();
+    let proven = story.running.descriptor();
+    assert!(proven.smtp().is_some());
+    assert_eq!(proven.packet_key(), before.packet_key());
+    let status = story.running.control.status().await.mail_delivery;
+    assert!(matches!(status, MailDelivery::Proven { .. }), "{status:?}");
+    story.reload(|config| config.smtp.way = Way::Smarthost);
+    story.running.control.settled().await.unwrap();
+    let withdrawn = story.running.descriptor();
+    assert!(withdrawn.smtp().is_none() && withdrawn.packet_key() == before.packet_key());
+    assert!(withdrawn.published() > proven.published());
+    // What is in the network by then comes all the same, and waits for its next try.
+    let compressed = compress(b"\ntext");
+    let queued = move |tx: &Tx<'_>| exit::insert_message(tx, RoutingType::SMTP, b"bob@example.org", &compressed);
+    story.running.db.write(queued).unwrap();
+    story.reload(|config| config.smtp.way = Way::Maildir);
+    let new = folder.path().join("mail/new");
+    until("mail for bob", || std::fs::read_dir(&new).is_ok_and(|new| new.count() == 1)).await;
+    story.reload(|config| config.smtp.enabled = false);
+    story.running.control.settled().await.unwrap();
+    assert_eq!(story.running.control.status().await.mail_delivery, MailDelivery::Off);
+    story.end().await;
+}
+
+#[tokio::test]
+async fn attachments_are_delivered_and_stated_from_a_reload_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let mail = folder.path().join("mail");
+    let mut story = Story::begin(
+        |config| {
+            config.smtp.enabled = true;
+            config.smtp.mail.return_address = Mailbox::parse("nobody@exit.example").ok();
+            config.smtp.way = Way::Maildir;
+            config.smtp.maildir.path = Some(mail);
+        },
+        |_| {},
+    )
+    .await;
+    story.running.control.settled().await.unwrap();
     let (ways, control) = (story.running.control.0.changes.ways.subscribe(), story.running.control.clone());
     let delivered = || ways.borrow().smtp.as_ref().unwrap().mime;
     let stated = || control.descriptor().smtp().unwrap().mime;

@@ -1,8 +1,9 @@
 use super::*;
 use crate::net::addresses::{Access, ListenAddresses};
 use crate::net::bandwidth::BandwidthConfig;
+use crate::net::loopback::LoopbackAddress;
 use crate::node::config::{DummiesConfig, MixingConfig};
-use crate::node::{Progress, Publication};
+use crate::node::{NotOptedOut, Progress, Publication};
 
 fn with(mixing: MixingConfig) -> NodeConfig {
     NodeConfig { mixing, ..NodeConfig::default() }
@@ -250,4 +251,44 @@ fn list_of_refusals_with_a_mistake_is_refused_by_file_and_line() {
     std::fs::write(&list, "Deny user\n").unwrap();
     config.smtp.enabled = false;
     check(&config, false).unwrap();
+}
+
+#[test]
+fn page_for_opting_out_without_a_link_to_it_is_refused_and_so_is_the_reverse() {
+    let mut config = NodeConfig { nickname: "Alice".into(), ..NodeConfig::default() };
+    config.smtp.enabled = true;
+    config.smtp.mail.return_address = crate::path::Mailbox::parse("nobody@exit.example").ok();
+    let (url, listen) = (Some("https://exit.example/opt-out".to_owned()), Some(LoopbackAddress::ipv4(0)));
+    for (url, listen, half) in
+        [(None, None, false), (url.clone(), None, true), (None, listen, true), (url.clone(), listen, false)]
+    {
+        (config.smtp.opt_out.url, config.smtp.opt_out.listen) = (url, listen);
+        let refused = check(&config, false).err();
+        assert_eq!(refused.as_ref().is_some_and(|why| matches!(why, NodeError::HalfPage)), half, "{refused:?}");
+        assert_eq!(refused.as_ref().and_then(NodeError::key), half.then_some("node.smtp.opt_out"));
+    }
+}
+
+#[tokio::test]
+async fn token_opts_its_own_mailbox_out_and_the_operator_undoes_it() {
+    let (home, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+    let (_, running) = node(&home, &stop).await;
+    let control = running.control.clone();
+    let bob = crate::path::Mailbox::parse("bob@example.org").unwrap();
+    let token = control.0.opt_out_key.token(&bob).to_string();
+    let refused = control.opt_out(&token, "eve@example.org").await.unwrap_err();
+    assert!(matches!(refused, NotOptedOut::Token(_)), "{refused:?}");
+    let refused = control.opt_out(&token, "nobody").await.unwrap_err();
+    assert!(matches!(refused, NotOptedOut::Address(_)), "{refused:?}");
+    assert!(control.may_opt_out(&token, "bob@example.org").is_ok());
+    let list = async || control.opted_out(String::new()).await.unwrap();
+    assert_eq!(list().await, [""; 0]);
+    control.opt_out(&token.to_ascii_uppercase(), "Bob@Example.org").await.unwrap();
+    control.opt_out(&token, "bob@example.org").await.unwrap();
+    assert_eq!(list().await, ["bob@example.org"]);
+    assert!(control.undo_opt_out(&bob).await.unwrap());
+    assert!(!control.undo_opt_out(&bob).await.unwrap());
+    assert_eq!(list().await, [""; 0]);
+    stop.cancel();
+    running.ended().await;
 }

@@ -1,0 +1,195 @@
+//! What an exit proves of its way out, and when it says that it can deliver.
+
+use std::fs;
+use std::path::Path;
+
+use super::*;
+use crate::deliver::maildir::{Maildir, MaildirConfig};
+use crate::deliver::sendmail::{Sendmail, SendmailConfig};
+use crate::node::config::NodeConfig;
+use crate::node::exit::way::Unproven;
+use crate::store::testing::Heard;
+
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// A prover of this way, and the end from which the way is changed.
+fn prover(way: Option<SmtpWay>) -> (Prover, watch::Sender<Ways>) {
+    let ways = Ways { smtp: way.map(Arc::new), ..exit().service.ways.borrow().clone() };
+    let (change, ways) = watch::channel(ways);
+    let began = (SystemTime::UNIX_EPOCH + 20_000 * DAY, tokio::time::Instant::now());
+    let world = World::new(move || began.0 + began.1.elapsed(), || World::real().dice());
+    (Prover::new(ways, world, CancellationToken::new()), change)
+}
+
+fn by(out: WayOut) -> Option<SmtpWay> {
+    Some(SmtpWay { out, ..smtp_way(1000, 0) })
+}
+
+fn to_folder(path: &Path) -> WayOut {
+    WayOut::Maildir(Maildir::new(&MaildirConfig { path: Some(path.to_owned()) }).unwrap())
+}
+
+fn to_server(port: u16) -> WayOut {
+    let from = smtp_way(1000, 0).writer.return_address().clone();
+    WayOut::SmartHost(Box::new(SmtpExit::new(&SmtpExitConfig { port, ..SmtpExitConfig::default() }, &from).unwrap()))
+}
+
+fn offers(standing: &watch::Receiver<Standing>) -> bool {
+    let config = NodeConfig { smtp: on(), ..NodeConfig::default() };
+    standing.borrow().states(Arc::new(config)).smtp.enabled
+}
+
+fn on() -> crate::node::config::SmtpDeliveryConfig {
+    crate::node::config::SmtpDeliveryConfig { enabled: true, ..Default::default() }
+}
+
+/// Lets time pass in small steps, so that each task has its turn.
+async fn pass(time: Duration) {
+    let end = tokio::time::Instant::now() + time;
+    while tokio::time::Instant::now() < end {
+        tokio::time::sleep(MINUTE.min(end - tokio::time::Instant::now())).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn exit_offers_delivery_after_a_proof_and_not_before() {
+    let home = tempfile::tempdir().unwrap();
+    let (mut prover, _change) = prover(by(to_folder(&home.path().join("mail"))));
+    let standing = prover.standing();
+    assert!(!offers(&standing));
+    assert_eq!(standing.borrow().report(true), MailDelivery::Unproven);
+    prover.begin().await;
+    assert!(offers(&standing));
+    assert!(matches!(standing.borrow().report(true), MailDelivery::Proven { .. }));
+    assert_eq!(standing.borrow().report(false), MailDelivery::Off);
+    assert_eq!(fs::read_dir(home.path().join("mail/new")).unwrap().count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn folder_that_cannot_be_written_any_more_is_found_within_a_day_said_once_and_offered_again_within_the_hour() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("mail");
+    let (mut prover, _change) = prover(by(to_folder(&path)));
+    let (standing, stop) = (prover.standing(), prover.stop.clone());
+    prover.begin().await;
+    let MailDelivery::Proven { since } = standing.borrow().report(true) else { panic!("not proven") };
+    let said = Arc::new(AtomicUsize::new(0));
+    let guard = tracing::subscriber::set_default(Heard(Arc::clone(&said)));
+    let service = tokio::spawn(prover.run());
+    pass(DAY + MINUTE).await;
+    assert_eq!(standing.borrow().report(true), MailDelivery::Proven { since }, "it is the same as yesterday");
+    fs::remove_dir_all(&path).unwrap();
+    fs::write(&path, "no folder").unwrap();
+    pass(DAY + MINUTE).await;
+    assert!(!offers(&standing));
+    let MailDelivery::Failing { since: failing, why } = standing.borrow().report(true) else { panic!("not failing") };
+    assert!(why.starts_with("node.smtp.maildir.path: "), "{why}");
+    assert!(failing > since + DAY);
+    pass(2 * DAY).await;
+    let still = standing.borrow().report(true);
+    assert!(matches!(still, MailDelivery::Failing { since, .. } if since == failing), "{still:?}");
+    assert_eq!(said.load(Ordering::SeqCst), 1);
+    drop(guard);
+    fs::remove_file(&path).unwrap();
+    pass(60 * MINUTE).await;
+    assert!(offers(&standing));
+    stop.cancel();
+    service.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn reload_has_what_failed_proven_again_and_another_way_anew() {
+    let home = tempfile::tempdir().unwrap();
+    let program = home.path().join("sendmail");
+    let command = || {
+        let command = vec![program.to_str().unwrap().to_owned()];
+        by(WayOut::Sendmail(Sendmail::new(&SendmailConfig { command, ..SendmailConfig::default() }).unwrap()))
+    };
+    let (mut prover, change) = prover(command());
+    let mut standing = prover.standing();
+    prover.begin().await;
+    assert!(!offers(&standing));
+    let stop = prover.stop.clone();
+    let service = tokio::spawn(prover.run());
+    std::os::unix::fs::symlink("/bin/true", &program).unwrap();
+    let began = tokio::time::Instant::now();
+    change.send_modify(|ways| ways.smtp = command().map(Arc::new));
+    standing.wait_for(Standing::offers).await.unwrap();
+    // What was proven of a program says nothing of a folder.
+    let path = home.path().join("mail");
+    fs::write(&path, "no folder").unwrap();
+    let folder = by(to_folder(&path)).map(Arc::new);
+    change.send_modify(|ways| ways.smtp.clone_from(&folder));
+    standing.wait_for(|standing| standing.is_about(folder.as_deref())).await.unwrap();
+    assert!(!offers(&standing));
+    change.send_modify(|ways| ways.smtp = None);
+    standing.wait_for(|standing| standing.is_about(None)).await.unwrap();
+    assert_eq!(standing.borrow().report(true), MailDelivery::Unproven);
+    assert!(began.elapsed() < MINUTE, "all of it at once");
+    stop.cancel();
+    service.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_that_restarts_costs_a_proven_exit_nothing_and_one_that_stays_away_does() {
+    let (mut prover, _change) = prover(by(to_folder(Path::new("/nowhere"))));
+    let (standing, way) = (prover.standing(), prover.ways.borrow().smtp.clone().unwrap());
+    prover.succeeded(&way);
+    for failures in 1..3 {
+        prover.failed(&way, Unproven::too_slow());
+        assert!(offers(&standing), "{failures}");
+        assert_eq!(prover.due - tokio::time::Instant::now(), 5 * MINUTE);
+    }
+    prover.failed(&way, Unproven::too_slow());
+    assert!(!offers(&standing));
+    assert_eq!(prover.due - tokio::time::Instant::now(), 60 * MINUTE);
+    // What was never proven has no such credit.
+    let other = Arc::new(by(to_folder(Path::new("/elsewhere"))).unwrap());
+    prover.succeeded(&way);
+    prover.failed(&other, Unproven::too_slow());
+    assert!(!offers(&standing));
+}
+
+#[tokio::test(start_paused = true)]
+async fn start_does_not_wait_for_a_server_that_hangs() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (mut prover, _change) = prover(by(to_server(listener.local_addr().unwrap().port())));
+    let began = tokio::time::Instant::now();
+    prover.begin().await;
+    assert!(began.elapsed() <= Duration::from_secs(11));
+    assert_eq!(prover.standing().borrow().report(true), MailDelivery::Unproven);
+}
+
+#[tokio::test]
+async fn server_is_proven_by_what_it_would_take_and_gets_no_mail() {
+    for (server, expected) in [
+        (Server::Takes, None),
+        (Server::Busy, Some(("node.smtp.server: ", true))),
+        (Server::HangsUp, Some(("node.smtp.server: ", true))),
+        (Server::Locked, Some(("node.smtp.server.user: ", false))),
+    ] {
+        let (exited, calls) = exit_to(server).await;
+        let way = exited.service.ways.borrow().smtp.clone().unwrap();
+        let proof = way.out.prove(way.writer.return_address(), &way.proof_address).await;
+        let said = proof.err().map(|why| (why.fault.to_string(), why.passes));
+        match (&said, expected) {
+            (None, None) => {}
+            (Some((why, passes)), Some((key, expected))) => {
+                assert!(why.starts_with(key) && *passes == expected, "{why} {passes}");
+            }
+            _ => panic!("{said:?}, expected {expected:?}"),
+        }
+        assert_eq!(calls.load(Ordering::Relaxed), 1);
+    }
+}
+
+#[tokio::test]
+async fn mailbox_that_the_server_does_not_take_mail_for_is_said_by_its_key_and_not_by_name() {
+    let (exited, _) = exit_to(Server::Takes).await;
+    let way = exited.service.ways.borrow().smtp.clone().unwrap();
+    let grey = Mailbox::parse("grey@exit.example").unwrap();
+    let why = way.out.prove(way.writer.return_address(), &grey).await.unwrap_err();
+    assert_eq!(why.fault.to_string(), "node.smtp.server: the mail server refused the mail for now (450)");
+    assert!(why.passes);
+}
