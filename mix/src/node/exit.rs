@@ -223,8 +223,8 @@ enum Lane {
 impl Lane {
     fn which(self) -> Which {
         match self {
-            Self::Mail => Which::Of(RoutingType::SMTP),
-            Self::House => Which::NotOf(RoutingType::SMTP),
+            Self::Mail => Which::Mail,
+            Self::House => Which::House,
         }
     }
 }
@@ -300,7 +300,7 @@ impl ExitService {
         if is_another {
             self.server().is_there();
             let now = self.even.now();
-            durable::note(&self.db, &self.stop, move |tx| queue::try_now(tx, RoutingType::SMTP, now)).await;
+            durable::note(&self.db, &self.stop, move |tx| queue::try_now(tx, Which::Mail, now)).await;
         }
     }
 
@@ -348,8 +348,9 @@ impl ExitService {
         }
         let (now, schedule) = (self.even.now(), RetrySchedule::every_minute_for_a_day());
         let (next, tries) = (now + schedule.wait_after(1).unwrap_or_default(), schedule.tries());
-        let put_off =
-            durable::note(&self.db, &self.stop, move |tx| queue::postpone_all(tx, exit_type, now, next, tries));
+        let put_off = durable::note(&self.db, &self.stop, move |tx| {
+            queue::postpone_all(tx, Which::Of(exit_type), now, next, tries)
+        });
         self.counters.undeliverable(put_off.await.unwrap_or_default());
         Verdict::Untried
     }
@@ -525,7 +526,7 @@ impl ExitService {
         };
         debug!("the mail server is away: all mail waits");
         let put_off = durable::note(&self.db, &self.stop, move |tx| {
-            queue::postpone_all(tx, RoutingType::SMTP, now, next, schedule.tries())
+            queue::postpone_all(tx, Which::Mail, now, next, schedule.tries())
         });
         self.counters.undeliverable(put_off.await.unwrap_or_default());
         Verdict::Untried

@@ -518,7 +518,7 @@ async fn what_cannot_be_delivered_now_is_postponed_and_given_up_at_the_end_of_th
     // Once a minute for a day: 1440 tries after the first. Two have failed; after 1437 more, the last but one is due.
     let later = jumped + Duration::from_secs(60);
     let id = due_at(&service, later)[0].id;
-    service.db.write(move |tx| (3..24 * 60).try_for_each(|_| queue::postpone(tx, id, later))).unwrap();
+    service.db.write(move |tx| (3..24 * 60).try_for_each(|_| queue::postpone(tx, id, later).map(drop))).unwrap();
     service.deliver_all(due_at(&service, later)).await;
     assert_eq!(service.counters.snapshot().undeliverable, 0);
     service.deliver_all(due_at(&service, later + Duration::from_secs(60))).await;
