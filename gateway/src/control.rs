@@ -4,7 +4,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | request | `{"mixgate":1,"command":"status"}`; other commands: `stop`, `reload`, `stats`, `republish`, `discard` |
+//! | request | `{"mixgate":1,"command":"status"}`; other commands: `stop`, `reload`, `stats`, `republish`, `discard`, `{"queue":…}` (`queue`) |
 //! | answer | `{"mixgate":1,"done":…}`; what was done depends on the command |
 //! | refusal | `{"mixgate":1,"refused":{"why":"configuration","message":"…"}}`; why: `configuration`, `request`, `version`, `failed` |
 //!
@@ -27,6 +27,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+
+use crate::queue::AskQueue;
 
 /// The version of the protocol.
 pub const VERSION: u32 = 1;
@@ -61,6 +63,8 @@ pub enum Ask {
     Republish,
     /// Discard the packet keys that have not begun.
     Discard,
+    /// What waits for delivery, and what becomes of it.
+    Queue(AskQueue),
 }
 
 #[derive(Serialize, Deserialize)]

@@ -13,6 +13,7 @@ pub mod lock;
 pub mod log;
 mod metrics;
 pub mod passphrase;
+mod queue;
 mod service;
 mod start;
 mod status;

@@ -22,6 +22,7 @@ use crate::check::{Warning, warnings};
 use crate::commands::{Configured, Failed, StopSignals};
 use crate::control::{Ask, Asked, ControlSocket, Refusal, Why};
 use crate::lock::Lock;
+use crate::queue::AskQueue;
 use crate::start::{Gateway, Running};
 use crate::status::{DiscardedKeys, PacketKey, Stats, Status, publication};
 use crate::{Config, log, systemd};
@@ -194,6 +195,11 @@ impl Service {
                             drop(tokio::spawn(discard(self.running.node(), answer)));
                             continue;
                         }
+                        Ask::Queue(ask) => {
+                            // There may be much of it.
+                            drop(tokio::spawn(queue(self.running.node(), ask, answer)));
+                            continue;
+                        }
                     };
                     let _ = answer.send(done);
                 }
@@ -340,6 +346,16 @@ async fn discard(node: Option<NodeControl>, answer: oneshot::Sender<Result<Value
     };
     // Whoever asked may be gone.
     let _ = answer.send(discarded);
+}
+
+/// Does what the operator asks of the exit queue, whether anybody waits for it or not.
+async fn queue(node: Option<NodeControl>, ask: AskQueue, answer: oneshot::Sender<Result<Value, Refusal>>) {
+    let done = match node {
+        None => Err(no_node()),
+        Some(node) => ask.of(&node.exit_queue()).await.map_err(|e| Refusal::new(Why::Failed, format!("{e:#}"))),
+    };
+    // Whoever asked may be gone.
+    let _ = answer.send(done);
 }
 
 fn no_node() -> Refusal {

@@ -3,6 +3,7 @@
 mod config;
 mod configured;
 mod demo;
+mod exit;
 mod node;
 mod run;
 
@@ -18,6 +19,7 @@ use mixgate_conf::Origins;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::control::{NotAsked, Why};
+use crate::lock::LockError;
 use crate::start::StartError;
 use crate::systemd::SocketError;
 pub(crate) use configured::Configured;
@@ -52,6 +54,7 @@ struct Arguments {
 enum Command {
     Run(run::RunArguments),
     Node(node::NodeArguments),
+    Exit(exit::ExitArguments),
     Config(config::ConfigCommand),
     Demo(demo::DemoArguments),
 }
@@ -69,6 +72,7 @@ pub fn main() -> ExitCode {
     let ended = match command {
         Command::Run(arguments) => runtime.block_on(with_sockets(sockets, |it| run::run(arguments, it))),
         Command::Node(arguments) => runtime.block_on(with_sockets(sockets, |it| node::node(arguments, it))),
+        Command::Exit(arguments) => runtime.block_on(exit::exit(arguments)),
         Command::Config(arguments) => config::run(arguments),
         Command::Demo(arguments) => runtime.block_on(demo::run(arguments)),
     };
@@ -131,6 +135,11 @@ impl Failed {
 }
 
 impl Failed {
+    fn locked(error: LockError) -> Self {
+        let code = if matches!(error, LockError::Taken { .. }) { RUNS_ALREADY } else { FAILED };
+        Self { code, error: error.into() }
+    }
+
     fn not_asked(error: NotAsked) -> Self {
         let code = match &error {
             NotAsked::NotRunning { .. } => NOT_RUNNING,

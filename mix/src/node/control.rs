@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::by_hand::ExitQueue;
 use super::changes::{Changes, check_access};
 use super::clock::World;
 use super::config::{NetworkConfig, NodeConfig};
@@ -41,6 +42,7 @@ pub(super) struct Inner {
     pub(super) desk: Arc<Desk>,
     pub(super) statistics: Clerk,
     pub(super) changes: Changes,
+    pub(super) exit_queue: ExitQueue,
 }
 
 /// The days between which a packet key is published.
@@ -112,6 +114,11 @@ impl NodeControl {
             publication: desk.publication(),
             queues,
         }
+    }
+
+    /// What waits for delivery, for the operator's hand.
+    pub fn exit_queue(&self) -> ExitQueue {
+        self.0.exit_queue.clone()
     }
 
     /// What may be shown of the statistics; `None` when none are kept.

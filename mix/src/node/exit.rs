@@ -24,6 +24,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
+use super::by_hand::ExitQueue;
 use super::clock::{CLOCK_MARGIN, Even, Steadiness, World};
 use super::config::FragmentsConfig;
 use super::counters::Counters;
@@ -200,7 +201,7 @@ pub(super) struct MailServer {
 }
 
 impl MailServer {
-    fn is_there(&mut self) {
+    pub(super) fn is_there(&mut self) {
         *self = Self { looks: self.looks + 1, ..Self::default() };
     }
 
@@ -244,6 +245,12 @@ enum Verdict {
 }
 
 impl ExitService {
+    /// The queue for the operator's hand.
+    pub(super) fn by_hand(&self) -> ExitQueue {
+        let Self { db, bell, counters, world, even, server, .. } = self.clone();
+        ExitQueue::of(db, world, even, bell, server, counters)
+    }
+
     /// Serves the queue until stopped.
     pub(super) async fn run(self) {
         self.begin().await;

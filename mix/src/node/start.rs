@@ -1,7 +1,7 @@
 //! Starts and stops the services of a node, and those that carry a gateway's own packets.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use super::by_hand::ExitQueue;
 use super::changes::{Changes, Deliveries, bandwidth, check_access, refusals, rhythm, way_out};
 use super::clock::{Even, World};
 use super::config::{MixRule, NetworkConfig, NodeConfig, OutgoingConfig};
@@ -347,7 +348,7 @@ impl Node {
         crew.watch_the_disk(&incoming, config.home.clone());
         crew.tasks.spawn(rotation.run());
         crew.tasks.spawn(link::run(renew, identity, nickname.clone(), crew.world.clone(), crew.stop.clone()));
-        crew.deliver(&bells);
+        let exit_queue = crew.deliver(&bells);
         let desk = crew.publish(descriptors.clone());
         let statistics = crew.count(config);
         crew.carry(own, bells, directory);
@@ -364,9 +365,15 @@ impl Node {
             desk,
             statistics,
             changes,
+            exit_queue,
         };
         Ok(RunningNode { address, addresses, db, control: NodeControl(Arc::new(inner)), replay, tasks, threads })
     }
+}
+
+/// Where the queues of the node at `home` lie.
+pub(super) fn database(home: &Path) -> PathBuf {
+    home.join("node.db")
 }
 
 /// What lies in the home of a node.
@@ -384,7 +391,7 @@ impl Opened {
             (sealed, passphrase) => passphrase.filter(|_| sealed),
         };
         // The lock first: whoever finishes what a crash left of the keys must be the only one at them.
-        let db = Db::open(&config.home.join("node.db"), &NODE_SCHEMAS)?;
+        let db = Db::open(&database(&config.home), &NODE_SCHEMAS)?;
         let keyring = Keyring::open(&config.home.join("keys"), &plan, passphrase, &mut world.dice())?;
         let replay = ReplayLog::open(&db)?;
         Ok(Self { db, keyring, replay })
@@ -420,7 +427,7 @@ impl Crew<'_> {
         self.tasks.spawn(incoming.room().clone().watch(room, self.changes.reserve.subscribe(), self.stop.clone()));
     }
 
-    fn deliver(&mut self, bells: &Bells) {
+    fn deliver(&mut self, bells: &Bells) -> ExitQueue {
         let service = ExitService {
             db: self.db.clone(),
             bell: bells.exit.clone(),
@@ -433,7 +440,9 @@ impl Crew<'_> {
             limits: Arc::new(Mutex::new(Limits::new(&mut self.world.dice()))),
             some_ready: Arc::new(true.into()),
         };
+        let by_hand = service.by_hand();
         self.tasks.spawn(service.run());
+        by_hand
     }
 
     fn publish(&mut self, descriptors: watch::Receiver<Arc<Descriptors>>) -> Arc<Desk> {
