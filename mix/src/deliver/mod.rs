@@ -5,6 +5,7 @@
 //! and `limits` who has had enough for now. When to deliver, and how often to try again, is `crate::node`'s to say.
 
 pub mod limits;
+mod list;
 pub mod mail;
 pub mod maildir;
 pub mod mbox;

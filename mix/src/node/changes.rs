@@ -7,16 +7,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tracing::warn;
 
-use super::config::{
-    DummiesConfig, MboxDeliveryConfig, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig, StatsConfig, Way,
-};
-use super::exit::{MboxWay, MessageIds, SmtpWay, WayOut, Ways};
+use super::config::{DummiesConfig, NetworkConfig, NodeConfig, OutgoingConfig, SmtpDeliveryConfig, StatsConfig, Way};
+use super::exit::{Elsewhere, MboxWay, MessageIds, SmtpWay, WayOut, Ways};
 use super::mixing::Rhythm;
 use super::start::NodeError;
 use crate::deliver::mail::MailWriter;
 use crate::deliver::maildir::{Maildir, NotKept};
-use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::mbox::{AddressTable, AddressesError, LocalMailboxes};
 use crate::deliver::refusals::Refusals;
 use crate::deliver::sendmail::Sendmail;
 use crate::deliver::smtp::SmtpExit;
@@ -154,11 +153,7 @@ pub(super) fn check_access(config: &NodeConfig, addresses: &[SocketAddr]) -> Res
 fn ways(config: &NodeConfig, deliveries: &Deliveries) -> Result<Ways, NodeError> {
     let message_ids = || deliveries.message_ids.clone();
     let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, message_ids())).transpose()?.map(Arc::new);
-    let mbox = match (config.mbox.enabled, deliveries.mailboxes.clone()) {
-        (false, _) => None,
-        (true, None) => return Err(NodeError::NoMailboxes),
-        (true, Some(mailboxes)) => Some(Arc::new(mbox_way(&config.mbox, mailboxes))),
-    };
+    let mbox = config.mbox.enabled.then(|| mbox_way(config, deliveries)).transpose()?.map(Arc::new);
     Ok(Ways { smtp, smtp_retry: config.smtp.retry.clone(), mbox, fragments: config.fragments.clone() })
 }
 
@@ -192,6 +187,32 @@ pub(super) fn refusals(config: &SmtpDeliveryConfig) -> Result<Refusals, NodeErro
     Ok(list.unwrap_or_default())
 }
 
-fn mbox_way(config: &MboxDeliveryConfig, mailboxes: Arc<dyn LocalMailboxes<Arrival>>) -> MboxWay {
-    MboxWay { mailboxes, max_size: config.max_size }
+/// Read anew whenever it is asked for, as the list of refusals. Mail in a folder says that it is for the user as clients write
+/// him.
+pub(super) fn addresses(config: &NodeConfig) -> Result<Option<AddressTable>, NodeError> {
+    let domain = format!("{}.mbox.alt", config.nickname.to_ascii_lowercase());
+    let table = config.mbox.address_file.as_deref().map(|path| AddressTable::read(path, &domain));
+    Ok(table.transpose()?)
+}
+
+fn mbox_way(config: &NodeConfig, deliveries: &Deliveries) -> Result<MboxWay, NodeError> {
+    let (mailboxes, max_size) = (deliveries.mailboxes.clone(), config.mbox.max_size);
+    let elsewhere = match (addresses(config)?, &config.mbox.address_file) {
+        (Some(table), Some(path)) => {
+            let prepared = table.prepare();
+            let missing =
+                prepared.map_err(|(line, source)| AddressesError::Folder { path: path.clone(), line, source })?;
+            for line in missing {
+                // It may pass by itself; until then mail waits.
+                warn!(key = "node.mbox.address_file", line, "the folder cannot be made or entered: its mail waits");
+            }
+            let mail = SmtpWay { max_size, ..smtp_way(&config.smtp, deliveries.message_ids.clone())? };
+            Some(Elsewhere { table, mail: Arc::new(mail), told: false.into() })
+        }
+        _ => None,
+    };
+    if mailboxes.is_none() && elsewhere.is_none() {
+        return Err(NodeError::NoMailboxes);
+    }
+    Ok(MboxWay { mailboxes, max_size, elsewhere })
 }

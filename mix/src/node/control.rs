@@ -116,6 +116,11 @@ impl NodeControl {
         }
     }
 
+    /// Whether the node delivers to a user of this name whose mail goes elsewhere than to a gateway in this process.
+    pub fn has_user(&self, name: &str) -> bool {
+        self.0.changes.ways.borrow().mbox.as_ref().is_some_and(|mbox| mbox.knows(name))
+    }
+
     /// What waits for delivery, for the operator's hand.
     pub fn exit_queue(&self) -> ExitQueue {
         self.0.exit_queue.clone()

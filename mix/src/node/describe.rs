@@ -60,6 +60,8 @@ fn fields(
     let delivery = |max_size, allow_from| Delivery { max_size, allow_from };
     let text = |text: &String| (!text.is_empty()).then(|| text.clone());
     let insecurities = weaknesses(config);
+    // Those of a gateway always do; others get mail as anybody does.
+    let users_see_names = config.mbox.address_file.is_none() || config.smtp.mail.allow_from;
     Ok(DescriptorFields {
         nickname: config.nickname.parse()?,
         published,
@@ -76,7 +78,7 @@ fn fields(
         connects: true,
         connects_to: config.outgoing.access.policy().clone(),
         smtp: config.smtp.enabled.then(|| delivery(config.smtp.max_size, config.smtp.mail.allow_from)),
-        mbox: config.mbox.enabled.then(|| delivery(config.mbox.max_size, true)),
+        mbox: config.mbox.enabled.then(|| delivery(config.mbox.max_size, users_see_names)),
         fragmented: config.fragments.enabled.then(|| config.fragments.most_fragments()),
     })
 }

@@ -34,7 +34,6 @@ use crate::crypto::pk::PrivateKey;
 use crate::crypto::{CounterRng, DIGEST_LEN, Digest, Keyset, sha1};
 use crate::deliver::limits::{Limits, LimitsConfig, OverLimit};
 use crate::deliver::mail::{Content, Heading, MailWriter, as_text};
-use crate::deliver::mbox::{LocalMailboxes, NotDelivered};
 use crate::deliver::refusals::Refusals;
 use crate::packet::RoutingType;
 use crate::path::Mailbox;
@@ -49,8 +48,10 @@ use crate::store::queue::{ExitContent as Queued, ExitItem};
 use crate::store::queue::{exit as queue, left};
 use crate::store::{Db, StoreError, Tx};
 
+mod mailbox;
 mod way;
 
+pub(super) use mailbox::{Elsewhere, MboxWay};
 pub(super) use way::WayOut;
 use way::{Fault, Letter, NotTaken};
 
@@ -143,12 +144,6 @@ impl SmtpWay {
     }
 }
 
-/// Delivery to users of a gateway in the same process.
-pub(super) struct MboxWay {
-    pub(super) mailboxes: Arc<dyn LocalMailboxes<Arrival>>,
-    pub(super) max_size: u64,
-}
-
 /// How messages are delivered; may change while the service runs.
 #[derive(Clone)]
 pub(super) struct Ways {
@@ -164,6 +159,12 @@ impl Ways {
     fn longest_wait(&self) -> Duration {
         let steps = self.smtp_retry.steps().iter();
         steps.map(|step| step.every).max().unwrap_or_default().max(LOOK_AGAIN)
+    }
+
+    /// By which e-mail leaves: that for anybody, and that for users of this node.
+    fn of_mail(&self) -> [Option<Arc<SmtpWay>>; 2] {
+        let elsewhere = self.mbox.as_ref().and_then(|mbox| mbox.elsewhere.as_ref());
+        [self.smtp.clone(), elsewhere.map(|elsewhere| Arc::clone(&elsewhere.mail))]
     }
 }
 
@@ -261,7 +262,7 @@ impl ExitService {
         let (mut rung, mut ways) = (self.bell.subscribe(), self.ways.clone());
         let mut expiry = tokio::time::interval(EXPIRY);
         let mut clock = Steadiness::new(self.world.now());
-        let mut known = self.ways.borrow().smtp.clone();
+        let mut known = self.ways.borrow().of_mail();
         while !self.stop.is_cancelled() {
             if lane == Lane::House && self.some_ready.swap(false, Ordering::Relaxed) {
                 self.reassemble_ready().await;
@@ -296,14 +297,13 @@ impl ExitService {
 
     /// Another mail server than the one that was known, or another way, has all mail tried at once: it waits for the one
     /// before it.
-    async fn look_at_the_server(&self, known: &mut Option<Arc<SmtpWay>>) {
-        let way = self.ways.borrow().smtp.clone();
-        let same = match (&way, &*known) {
-            (Some(way), Some(known)) => way.out.is(&known.out),
-            (way, known) => way.is_none() && known.is_none(),
-        };
-        let is_another = !same && way.is_some();
-        *known = way;
+    async fn look_at_the_server(&self, known: &mut [Option<Arc<SmtpWay>>; 2]) {
+        let ways = self.ways.borrow().of_mail();
+        let is_another = ways.iter().zip(&*known).any(|(way, known)| match (way, known) {
+            (Some(way), Some(known)) => !way.out.is(&known.out),
+            (way, known) => way.is_some() && known.is_none(),
+        });
+        *known = ways;
         if is_another {
             self.server().is_there();
             let now = self.even.now();
@@ -324,10 +324,12 @@ impl ExitService {
     /// Looks at what an earlier run has left.
     async fn begin(&self) {
         let ways = self.ways.borrow().clone();
-        if let Some(smtp) = ways.smtp.clone() {
-            let now = self.world.now();
-            let _ = spawn_blocking(move || smtp.out.begin(now)).await;
-        }
+        let (now, by_mail, mbox) = (self.world.now(), ways.of_mail(), ways.mbox.clone());
+        let clear = move || {
+            by_mail.iter().flatten().for_each(|way| way.out.begin(now));
+            mbox.iter().for_each(|mbox| mbox.begin(now));
+        };
+        let _ = spawn_blocking(clear).await;
         let latest = self.even.now() + ways.longest_wait();
         let look = move |tx: &Tx<'_>| {
             left::bring_forward(tx, latest)?;
@@ -442,6 +444,11 @@ impl ExitService {
         };
         let to = std::str::from_utf8(&item.address).ok().and_then(|address| Mailbox::parse(address).ok());
         let Some(to) = to else { return Verdict::Undeliverable };
+        self.mail_by(way, to, item).await
+    }
+
+    /// As [`ExitService::mail`], by this way and to this recipient.
+    async fn mail_by(&self, way: Arc<SmtpWay>, to: Mailbox, item: ExitItem) -> Verdict {
         // A list may have a thousand patterns, and a stranger has chosen what they are tried on.
         let (list, address) = (Arc::clone(&way), to.clone());
         match spawn_blocking(move || list.refusals.refuse(&address)).await {
@@ -537,26 +544,6 @@ impl ExitService {
         });
         self.counters.undeliverable(put_off.await.unwrap_or_default());
         Verdict::Untried
-    }
-
-    /// Hands a message to a user of the gateway in this process.
-    async fn mailbox(&self, item: ExitItem) -> Verdict {
-        let way = self.ways.borrow().mbox.clone();
-        let Some(way) = way else { return self.without_a_way(RoutingType::MBOX).await };
-        let Ok(name) = String::from_utf8(item.address.clone()) else { return Verdict::Undeliverable };
-        let key = delivery_key(&item);
-        let delivered = spawn_blocking(move || {
-            let Some(arrival) = arrival(item.content, way.max_size) else { return Verdict::Undeliverable };
-            match way.mailboxes.deliver(&name, &key, &arrival) {
-                Ok(()) => Verdict::Delivered,
-                Err(NotDelivered::UnknownName) => Verdict::Undeliverable,
-                Err(NotDelivered::Unavailable(e)) => {
-                    error!(error = %e, "the gateway's mailboxes are not available");
-                    Verdict::Later(RetrySchedule::every_minute_for_a_day())
-                }
-            }
-        });
-        delivered.await.unwrap_or_else(|e| failed(&e))
     }
 
     /// Keeps a fragment, and puts its message together if it was the last that was needed.

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::by_hand::ExitQueue;
-use super::changes::{Changes, Deliveries, bandwidth, check_access, refusals, rhythm, way_out};
+use super::changes::{Changes, Deliveries, addresses, bandwidth, check_access, refusals, rhythm, way_out};
 use super::clock::{Even, World};
 use super::config::{MixRule, NetworkConfig, NodeConfig, OutgoingConfig};
 use super::control::{Inner, NodeControl};
@@ -35,7 +35,7 @@ use crate::crypto::{KeyId, Passphrase};
 use crate::deliver::limits::Limits;
 use crate::deliver::mail::NoReturnAddress;
 use crate::deliver::maildir::InvalidMaildir;
-use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::mbox::{AddressesError, LocalMailboxes};
 use crate::deliver::refusals::RefusalsError;
 use crate::deliver::sendmail::InvalidSendmail;
 use crate::deliver::smtp::InvalidSmtpExit;
@@ -134,8 +134,13 @@ pub enum NodeError {
     /// The list of whom not to deliver to.
     #[error("node.smtp.refusals")]
     Refusals(#[from] RefusalsError),
-    /// `node.mbox.enabled` without a gateway in the same process.
-    #[error("node.mbox is enabled, but there is no gateway in this process whose identities could get the mail")]
+    /// The users of the node.
+    #[error("node.mbox.address_file")]
+    Addresses(#[from] AddressesError),
+    /// `node.mbox.enabled` without users.
+    #[error(
+        "node.mbox is enabled, but there is neither a gateway in this process whose identities could get the mail, nor node.mbox.address_file"
+    )]
     NoMailboxes,
     /// Messages are taken whose fragments there is no room for.
     #[error(
@@ -173,6 +178,7 @@ impl NodeError {
             | Self::Sendmail(_)
             | Self::Maildir(_)
             | Self::Refusals(_)
+            | Self::Addresses(_)
             | Self::Fragments
             | Self::KeyPlan(_)
             | Self::NoPassphrase
@@ -205,6 +211,7 @@ impl NodeError {
             Self::Maildir(_) => "node.smtp.maildir.path",
             Self::Refusals(_) => "node.smtp.refusals",
             Self::NoMailboxes => "node.mbox.enabled",
+            Self::Addresses(_) => "node.mbox.address_file",
             Self::Fragments => "node.fragments.max_size",
             _ => return None,
         })
@@ -569,8 +576,8 @@ pub fn weaknesses(config: &NodeConfig) -> Vec<&'static str> {
     alpha.into_iter().chain(config.elsewhere.iter().copied()).chain(own).collect()
 }
 
-/// Looks at the settings of a node as its start does, without a port or a key, and on disk at the list of refusals and
-/// the certificates for the mail server alone: of a Maildir that others can write only the start knows.
+/// Looks at the settings of a node as its start does, without a port or a key, and on disk at the list of refusals, the
+/// table of users and the certificates for the mail server alone: of a Maildir that others can write only the start knows.
 ///
 /// # Errors
 /// [`NodeError`] for which [`NodeError::is_configuration`] is true.
@@ -586,12 +593,13 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
     if config.fragments.enabled && config.fragments.max_size > config.fragments.max_stored {
         return Err(NodeError::Fragments);
     }
-    if config.smtp.enabled {
+    let users = if config.mbox.enabled { addresses(config)? } else { None };
+    if config.mbox.enabled && !has_mailboxes && users.is_none() {
+        return Err(NodeError::NoMailboxes);
+    }
+    if config.smtp.enabled || users.is_some() {
         way_out(&config.smtp)?;
         refusals(&config.smtp)?;
-    }
-    if config.mbox.enabled && !has_mailboxes {
-        return Err(NodeError::NoMailboxes);
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use super::*;
 use crate::deliver::limits::MailLimit;
 use crate::deliver::mail::MailConfig;
+use crate::deliver::mbox::{LocalMailboxes, NotDelivered};
 use crate::deliver::smtp::{SmtpExit, SmtpExitConfig};
 use crate::node::retry::RetryStep;
 use crate::packet::build::Exit;
@@ -15,6 +16,7 @@ use crate::payload::{Capacity, encode};
 use crate::store::NODE_SCHEMAS;
 use crate::store::queue::pool::{self, PoolItem};
 
+mod mailboxes;
 mod ways;
 
 /// What the mailbox of `frida` got, each with its delivery key.
@@ -22,6 +24,10 @@ mod ways;
 struct Recorder(Mutex<Vec<(Digest, Arrival)>>);
 
 impl LocalMailboxes<Arrival> for Recorder {
+    fn has(&self, name: &str) -> bool {
+        name == "frida"
+    }
+
     fn deliver(&self, name: &str, key: &Digest, arrival: &Arrival) -> Result<(), NotDelivered> {
         if name != "frida" {
             return Err(NotDelivered::UnknownName);
@@ -50,7 +56,7 @@ struct Exited {
 
 fn ways(mailboxes: Arc<dyn LocalMailboxes<Arrival>>, max_size: u64) -> watch::Receiver<Ways> {
     let fragments = FragmentsConfig { enabled: true, max_size: 200_000, ..FragmentsConfig::default() };
-    let mbox = Some(Arc::new(MboxWay { mailboxes, max_size }));
+    let mbox = Some(Arc::new(MboxWay { mailboxes: Some(mailboxes), max_size, elsewhere: None }));
     watch::channel(Ways { smtp: None, smtp_retry: RetrySchedule::new(Vec::new()), mbox, fragments }).1
 }
 
@@ -500,6 +506,10 @@ async fn what_cannot_be_delivered_now_is_postponed_and_given_up_at_the_end_of_th
     /// A mailbox whose disk is full.
     struct Full;
     impl LocalMailboxes<Arrival> for Full {
+        fn has(&self, _: &str) -> bool {
+            true
+        }
+
         fn deliver(&self, _: &str, _: &Digest, _: &Arrival) -> Result<(), NotDelivered> {
             Err(NotDelivered::Unavailable("full".into()))
         }
