@@ -16,6 +16,7 @@ use crate::payload::{Capacity, encode};
 use crate::store::NODE_SCHEMAS;
 use crate::store::queue::pool::{self, PoolItem};
 
+mod hostile_fragments;
 mod mailboxes;
 mod ways;
 
