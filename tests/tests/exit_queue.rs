@@ -11,7 +11,7 @@ use mix::packet::RoutingType;
 use mix::payload::compress::compress;
 use mix::store::queue::exit::insert_message;
 use mix::store::{Db, NODE_SCHEMAS};
-use mixgate_tests::program::{Program, command, free_ports};
+use mixgate_tests::program::{Program, binary, command, free_ports};
 use mixgate_tests::sink::Sink;
 use mixgate_tests::{PATIENCE, until};
 use serde_json::Value;
@@ -194,6 +194,35 @@ fn queue_of_a_node_that_runs_is_dropped_by_the_node() {
     exit.fails(&["flush", "0123456789abcdef"], 1, "no delivery");
     program.stop();
     exit.assert_counts(&[("smtp", "waiting", 1)]);
+}
+
+/// Runs the program in its other arguments at a terminal, types its first one there, and ends as the program does.
+const AT_A_TERMINAL: &str = "import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[2], sys.argv[2:])
+os.write(terminal, sys.argv[1].encode() + b'\\n')
+said = b''
+try:
+    while chunk := os.read(terminal, 1000):
+        said += chunk
+except OSError:
+    pass
+print(said.decode())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+";
+
+#[test]
+fn drop_at_a_terminal_asks_first() {
+    let exit = Exit::with_mail(&[BOB, BOB]);
+    for (answer, code, left) in [("no", 1, 2), ("", 1, 2), ("yes", 0, 0)] {
+        let mut python = Command::new("python3");
+        python.current_dir(exit.folder.path()).args(["-c", AT_A_TERMINAL, answer]).arg(binary());
+        let output = python.args(["exit", "queue", "drop", "all", "--config", "node.toml"]).output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains("Drop all? It cannot be undone."), "{said}");
+        assert_eq!((output.status.code(), exit.list().len()), (Some(code), left), "{answer}: {said}");
+    }
 }
 
 #[test]
