@@ -119,7 +119,7 @@ pub fn warnings(config: &Config, origins: Option<&Origins>) -> Vec<Warning> {
         warn_of_want(node, &mut warn);
         let interval = node.mixing.interval;
         warn_of_schedule("node.outgoing.retry", &node.outgoing.retry, interval, &mut warn);
-        if node.smtp.enabled {
+        if node.smtp.enabled || (node.mbox.enabled && node.mbox.address_file.is_some()) {
             warn_of_schedule("node.smtp.retry", &node.smtp.retry, interval, &mut warn);
             warn_of_signing(node, &mut warn);
         }

@@ -4,7 +4,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | request | `{"mixgate":1,"command":"status"}`; other commands: `stop`, `reload`, `stats`, `republish`, `discard`, `optout`, `optedout`, `undooptout` |
+//! | request | `{"mixgate":1,"command":"status"}`; other commands: `stop`, `reload`, `stats`, `republish`, `discard`, `optout`, `optedout`, `undooptout`, `{"queue":…}` (`queue`) |
 //! | answer | `{"mixgate":1,"done":…}`; what was done depends on the command |
 //! | refusal | `{"mixgate":1,"refused":{"why":"configuration","message":"…"}}`; why: `configuration`, `request`, `version`, `failed` |
 //!
@@ -27,6 +27,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+
+use crate::queue::AskQueue;
 
 /// The version of the protocol.
 pub const VERSION: u32 = 1;
@@ -80,6 +82,8 @@ pub enum Ask {
         /// The mailbox.
         address: String,
     },
+    /// What waits for delivery, and what becomes of it.
+    Queue(AskQueue),
 }
 
 #[derive(Serialize, Deserialize)]

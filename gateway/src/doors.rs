@@ -42,8 +42,9 @@ impl KnownExits {
         now: SystemTime,
     ) -> Result<u64, NoExit> {
         if let (ExitAddress::Mbox { name, server: Some(server) }, Some((own, accounts))) = (to, &self.own) {
-            let own = own.descriptor();
-            if server == own.nickname() && own.mbox().is_some() && !accounts.contains(name) {
+            let said = own.descriptor();
+            let is_known = || accounts.contains(name) || own.has_user(name);
+            if server == said.nickname() && said.mbox().is_some() && !is_known() {
                 return Err(NoExit::Unsupported);
             }
         }
@@ -103,6 +104,10 @@ pub(crate) struct Inbox {
 }
 
 impl LocalMailboxes<Arrival> for Inbox {
+    fn has(&self, name: &str) -> bool {
+        self.accounts.contains(name)
+    }
+
     fn deliver(&self, name: &str, delivery_key: &Digest, arrival: &Arrival) -> Result<(), NotDelivered> {
         if !self.accounts.contains(name) {
             return Err(NotDelivered::UnknownName);

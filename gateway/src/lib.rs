@@ -14,6 +14,7 @@ pub mod log;
 mod metrics;
 mod opt_out;
 pub mod passphrase;
+mod queue;
 mod service;
 mod start;
 mod status;

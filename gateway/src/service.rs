@@ -24,6 +24,7 @@ use crate::check::{Warning, warnings};
 use crate::commands::{Configured, Failed, StopSignals};
 use crate::control::{Ask, Asked, ControlSocket, Refusal, Why};
 use crate::lock::Lock;
+use crate::queue::AskQueue;
 use crate::start::{Gateway, Running};
 use crate::status::{DiscardedKeys, PacketKey, Stats, Status, publication};
 use crate::{Config, log, systemd};
@@ -204,6 +205,11 @@ impl Service {
                             drop(tokio::spawn(discard(self.running.node(), answer)));
                             continue;
                         }
+                        Ask::Queue(ask) => {
+                            // There may be much of it.
+                            drop(tokio::spawn(queue(self.running.node(), ask, answer)));
+                            continue;
+                        }
                     };
                     let _ = answer.send(done);
                 }
@@ -372,6 +378,15 @@ async fn opt_outs(node: Option<NodeControl>, ask: Ask, answer: oneshot::Sender<R
             Err(e) => Err(request(e.to_string())),
         },
         (Some(_), _) => Err(request("this is not about opting out".to_owned())),
+    };
+    let _ = answer.send(done);
+}
+
+/// Does what the operator asks of the exit queue, whether anybody waits for it or not.
+async fn queue(node: Option<NodeControl>, ask: AskQueue, answer: oneshot::Sender<Result<Value, Refusal>>) {
+    let done = match node {
+        None => Err(no_node()),
+        Some(node) => ask.of(&node.exit_queue()).await.map_err(|e| Refusal::new(Why::Failed, format!("{e:#}"))),
     };
     // Whoever asked may be gone.
     let _ = answer.send(done);

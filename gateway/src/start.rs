@@ -585,7 +585,8 @@ impl Drop for Running {
 
 /// Opens the gateway's database and makes a key for each identity that has none.
 fn mailroom(config: &GatewayConfig, world: &World) -> Result<Mailroom, StartError> {
-    let schemas: Vec<_> = GATEWAY_SCHEMAS.into_iter().chain([queue::SCHEMA, maildrop::SCHEMA]).collect();
+    let schemas: Vec<_> =
+        GATEWAY_SCHEMAS.into_iter().chain([queue::SCHEMA, queue::BY_HAND, maildrop::SCHEMA]).collect();
     let db = Db::open(&config.home.join("gateway.db"), &schemas)?;
     for identity in &config.identities {
         let (name, now, mut dice) = (identity.name.clone(), world.now(), world.dice());

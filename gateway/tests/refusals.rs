@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use mix::deliver::maildir::InvalidMaildir;
+use mix::deliver::mbox::{AddressesError, InvalidTable};
 use mix::deliver::sendmail::InvalidSendmail;
 use mix::net::loopback::LoopbackAddress;
 use mix::net::sockets::Inherited;
@@ -155,6 +156,34 @@ async fn settings_of_the_node_are_refused_by_name() {
     assert!(node(&open.0, shared) && open.1, "{open:?}");
     let nobody = refused(|config| config.gateway.enabled = false).await;
     assert!(node(&nobody.0, |e| matches!(e, NodeError::NoMailboxes)) && nobody.1, "{nobody:?}");
+    let users = |text: &'static str, change: fn(&mut Config)| {
+        refused(move |config| {
+            let path = config.node.home.with_file_name("users");
+            fs::write(&path, text).unwrap();
+            config.node.mbox.address_file = Some(path);
+            change(config);
+        })
+    };
+    let wrong = users("eve: eve@home.example\nfrida\n", |_| {}).await;
+    let form = |e: &NodeError| {
+        let NodeError::Addresses(AddressesError::Invalid { source, .. }) = e else { return false };
+        *source == InvalidTable::Form { line: 2 }
+    };
+    assert!(node(&wrong.0, form) && wrong.1, "{wrong:?}");
+    assert_eq!(wrong.0.key(), Some("node.mbox.address_file"));
+    let from_nobody = users("eve: eve@home.example\n", |_| {}).await;
+    assert!(node(&from_nobody.0, |e| matches!(e, NodeError::ReturnAddress(_))) && from_nobody.1, "{from_nobody:?}");
+    let folder = users("", |config| {
+        config.node.smtp.mail.return_address = Mailbox::parse("nobody@exit.example").ok();
+        let shared = config.node.home.with_file_name("shared");
+        fs::create_dir(&shared).unwrap();
+        fs::set_permissions(&shared, fs::Permissions::from_mode(0o770)).unwrap();
+        let path = config.node.home.with_file_name("users");
+        fs::write(path, format!("# users\neve: {}\n", shared.display())).unwrap();
+    });
+    let folder = folder.await;
+    let second = |e: &NodeError| matches!(e, NodeError::Addresses(AddressesError::Folder { line: 2, .. }));
+    assert!(node(&folder.0, second) && folder.1, "{folder:?}");
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ use mixgate_conf::Origins;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::control::{NotAsked, Why};
+use crate::lock::LockError;
 use crate::start::StartError;
 use crate::systemd::SocketError;
 pub(crate) use configured::Configured;
@@ -135,6 +136,11 @@ impl Failed {
 }
 
 impl Failed {
+    fn locked(error: LockError) -> Self {
+        let code = if matches!(error, LockError::Taken { .. }) { RUNS_ALREADY } else { FAILED };
+        Self { code, error: error.into() }
+    }
+
     fn not_asked(error: NotAsked) -> Self {
         let code = match &error {
             NotAsked::NotRunning { .. } => NOT_RUNNING,

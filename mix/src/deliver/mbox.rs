@@ -1,18 +1,29 @@
-//! The exit's own users (exit type MBOX, E2E-spec 3.2): in this process, or elsewhere by mail.
+//! The exit's own users (exit type MBOX, E2E-spec 3.2): in this process, or by a table of the operator's elsewhere.
 //!
-//! Who they are is the operator's to say. Writing and sending the mail is `mail`'s and `smtp`'s.
+//! The table is an address file of the reference (`name: user@host`), with folders of this machine besides. Who has a
+//! mailbox in this process is not in it. Writing and sending the mail is `mail`'s and `smtp`'s, a folder is `maildir`'s.
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
 
+use super::list;
+use super::maildir::{InvalidMaildir, Maildir, MaildirConfig, NotKept};
 use crate::crypto::Digest;
 use crate::path::{InvalidAddress, Mailbox};
+
+/// Octets of a table: some fifty thousand users. It is held in memory whole.
+pub const MAX_LEN: usize = 4 * 1024 * 1024;
 
 /// Mailboxes in this process, such as the gateway's.
 ///
 /// `A` is what arrives: the message as the exit decoded it.
 pub trait LocalMailboxes<A: ?Sized>: Send + Sync {
+    /// Whether there is a mailbox of `name`: it comes before an address of this name.
+    fn has(&self, name: &str) -> bool;
+
     /// Puts `arrival` into the mailbox of `name`, and returns when it is on disk. The exit delivers again when it is not
     /// sure, always with the same `delivery_key`: the second time changes nothing and is no error.
     ///
@@ -32,15 +43,85 @@ pub enum NotDelivered {
     Unavailable(#[source] Box<dyn Error + Send + Sync>),
 }
 
-/// Users that have their mail delivered elsewhere: name → mailbox. `Debug` shows the count alone.
+/// Where the mail of a user goes.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// To an address, as e-mail.
+    Mail(Mailbox),
+    /// Into a folder of this machine.
+    Folder(Folder),
+}
+
+/// A maildrop of this machine.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Folder {
+    /// The folder.
+    pub maildir: Maildir,
+    /// Whom the mail says that it is for.
+    pub to: Mailbox,
+    /// The line of the table, from 1: a log may name it.
+    pub line: usize,
+}
+
+/// Prints no address.
+impl fmt::Debug for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mail(_) => "Mail(..)",
+            Self::Folder(_) => "Folder(..)",
+        })
+    }
+}
+
+/// Users that have their mail delivered elsewhere: name → destination. `Debug` shows the count alone.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct AddressTable(BTreeMap<String, Mailbox>);
+pub struct AddressTable(BTreeMap<String, Destination>);
+
+/// A table of addresses cannot be used. The operator must mend it. Holds no name, so that it may be logged.
+#[derive(Debug, thiserror::Error)]
+pub enum AddressesError {
+    /// It is not there, or not to be read.
+    #[error("{}", path.display())]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A folder, or what might never end.
+    #[error("{}: found something else, expected an ordinary file", path.display())]
+    NoFile {
+        /// Which.
+        path: PathBuf,
+    },
+    /// It says something else.
+    #[error("{}", path.display())]
+    Invalid {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: InvalidTable,
+    },
+    /// A folder that it names is not as it must be.
+    #[error("{}: line {line}", path.display())]
+    Folder {
+        /// Which file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        source: InvalidMaildir,
+    },
+}
 
 /// Why a table of addresses was refused. Blames the operator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidTable {
-    /// Neither empty nor a comment nor `name: user@host`.
-    #[error("line {line}: expected `name: user@host`")]
+    /// It costs memory.
+    #[error("found more than {MAX_LEN} octets, expected a shorter table")]
+    TooLong,
+    /// Neither empty nor a comment nor a user.
+    #[error("line {line}: expected `name: user@host` or `name: /path/of/a/Maildir`")]
     Form {
         /// The line, from 1.
         line: usize,
@@ -48,6 +129,14 @@ pub enum InvalidTable {
     /// What is behind the colon is no mailbox.
     #[error("line {line}")]
     Address {
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        source: InvalidAddress,
+    },
+    /// Mail in a folder says whom it is for.
+    #[error("line {line}: the name of a user with a folder must do before an @")]
+    Name {
         /// The line, from 1.
         line: usize,
         /// What is wrong with it.
@@ -62,23 +151,35 @@ pub enum InvalidTable {
 }
 
 impl AddressTable {
-    /// Reads lines of `name: user@host` or `name = user@host`. Empty lines and those that begin with `#` say nothing.
+    /// Reads the table in a file; see [`AddressTable::parse`].
     ///
     /// # Errors
-    /// [`InvalidTable`].
-    pub fn parse(text: &str) -> Result<Self, InvalidTable> {
+    /// [`AddressesError`], but for its folders, which are not looked at.
+    pub fn read(path: &Path, domain: &str) -> Result<Self, AddressesError> {
+        let unreadable = |source| AddressesError::Unreadable { path: path.into(), source };
+        let octets = list::read(path, MAX_LEN).map_err(unreadable)?;
+        let octets = octets.ok_or_else(|| AddressesError::NoFile { path: path.into() })?;
+        Self::parse(&octets, domain).map_err(|source| AddressesError::Invalid { path: path.into(), source })
+    }
+
+    /// Reads lines of `name: user@host`, `name = user@host` or `name: /path/of/a/Maildir`; behind these only a comment may
+    /// stand. Empty lines and those that begin with `#` say nothing. Mail in a folder says that it is for the name at
+    /// `domain`.
+    ///
+    /// # Errors
+    /// [`InvalidTable`]. Of two lines with one name the reference takes the last.
+    pub fn parse(octets: &[u8], domain: &str) -> Result<Self, InvalidTable> {
+        if octets.len() > MAX_LEN {
+            return Err(InvalidTable::TooLong);
+        }
         let mut table = BTreeMap::new();
-        for (line, entry) in (1..).zip(text.lines().map(str::trim)) {
+        for (line, entry) in (1..).zip(octets.split(|octet| *octet == b'\n')) {
+            let entry = std::str::from_utf8(entry).map_err(|_| InvalidTable::Form { line })?.trim();
             if entry.is_empty() || entry.starts_with('#') {
                 continue;
             }
-            let (name, mailbox) = entry.split_once([':', '=']).ok_or(InvalidTable::Form { line })?;
-            let (name, mailbox) = (name.trim_end(), mailbox.trim_start());
-            if name.is_empty() || name.contains(char::is_whitespace) {
-                return Err(InvalidTable::Form { line });
-            }
-            let mailbox = Mailbox::parse(mailbox).map_err(|source| InvalidTable::Address { line, source })?;
-            if table.insert(name.to_owned(), mailbox).is_some() {
+            let (name, destination) = user(line, entry, domain)?;
+            if table.insert(name.to_owned(), destination).is_some() {
                 return Err(InvalidTable::Duplicate { line });
             }
         }
@@ -86,14 +187,55 @@ impl AddressTable {
     }
 
     /// Where mail for `name` goes.
-    pub fn find(&self, name: &str) -> Option<&Mailbox> {
+    pub fn find(&self, name: &str) -> Option<&Destination> {
         self.0.get(name)
     }
 
-    /// Whether nobody is in it.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Makes what is missing of the folders. Says of which lines it could not, for now.
+    ///
+    /// # Errors
+    /// The line and [`InvalidMaildir`] of one that others can write.
+    pub fn prepare(&self) -> Result<Vec<usize>, (usize, InvalidMaildir)> {
+        let mut missing = Vec::new();
+        for destination in self.0.values() {
+            let Destination::Folder(Folder { maildir, line, .. }) = destination else { continue };
+            match maildir.prepare() {
+                Ok(()) => {}
+                Err(NotKept::Invalid(why)) => return Err((*line, why)),
+                Err(NotKept::File { .. }) => missing.push(*line),
+            }
+        }
+        Ok(missing)
     }
+
+    /// The folders.
+    pub fn folders(&self) -> impl Iterator<Item = &Maildir> {
+        self.0.values().filter_map(|destination| match destination {
+            Destination::Folder(Folder { maildir, .. }) => Some(maildir),
+            Destination::Mail(_) => None,
+        })
+    }
+}
+
+fn user<'e>(line: usize, entry: &'e str, domain: &str) -> Result<(&'e str, Destination), InvalidTable> {
+    let form = || InvalidTable::Form { line };
+    let (name, value) = entry.split_once([':', '=']).ok_or_else(form)?;
+    let (name, value) = (name.trim_end(), value.trim_start());
+    if name.is_empty() || name.contains(char::is_whitespace) {
+        return Err(form());
+    }
+    let (value, rest) = value.split_once(char::is_whitespace).unwrap_or((value, ""));
+    let rest = rest.trim_start();
+    if value.is_empty() || !(rest.is_empty() || rest.starts_with('#')) {
+        return Err(form());
+    }
+    if !value.starts_with('/') {
+        let mailbox = Mailbox::parse(value).map_err(|source| InvalidTable::Address { line, source })?;
+        return Ok((name, Destination::Mail(mailbox)));
+    }
+    let to = Mailbox::parse(&format!("{name}@{domain}")).map_err(|source| InvalidTable::Name { line, source })?;
+    let maildir = Maildir::new(&MaildirConfig { path: Some(value.into()) }).map_err(|_| form())?;
+    Ok((name, Destination::Folder(Folder { maildir, to, line })))
 }
 
 impl fmt::Debug for AddressTable {
@@ -104,25 +246,70 @@ impl fmt::Debug for AddressTable {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+
+    fn parse(text: &str) -> Result<AddressTable, InvalidTable> {
+        AddressTable::parse(text.as_bytes(), "alpha.mbox.alt")
+    }
+
+    fn mail(text: &str) -> Destination {
+        Destination::Mail(Mailbox::parse(text).unwrap())
+    }
 
     #[test]
     fn table_finds_a_user_by_name() {
-        let table = AddressTable::parse("# users\n\nfrida: frida@example.org\r\n bob = b@c.example \n").unwrap();
-        assert_eq!(table.find("frida").unwrap().as_str(), "frida@example.org");
-        assert_eq!(table.find("bob").unwrap().as_str(), "b@c.example");
+        let table =
+            parse("# users\n\nfrida: frida@example.org\r\n bob = b@c.example # Bob\n\teve:/var/mail/eve\n").unwrap();
+        assert_eq!(table.find("frida"), Some(&mail("frida@example.org")));
+        assert_eq!(table.find("bob"), Some(&mail("b@c.example")));
         assert_eq!(table.find("Frida"), None);
-        assert_eq!(format!("{table:?}"), "AddressTable(2 names)");
-        assert!(AddressTable::default().is_empty());
+        let Some(Destination::Folder(folder)) = table.find("eve") else { panic!("a folder") };
+        assert_eq!((folder.to.as_str(), folder.line), ("eve@alpha.mbox.alt", 5));
+        assert_eq!(format!("{table:?} {:?}", table.find("eve")), "AddressTable(3 names) Some(Folder(..))");
     }
 
     #[test]
     fn wrong_line_is_named() {
-        assert_eq!(AddressTable::parse("\nfrida\n"), Err(InvalidTable::Form { line: 2 }));
-        assert_eq!(AddressTable::parse(": a@b.c"), Err(InvalidTable::Form { line: 1 }));
-        assert_eq!(AddressTable::parse("a b: a@b.c"), Err(InvalidTable::Form { line: 1 }));
+        for form in ["\nfrida\n", "\n: a@b.c", "\na b: a@b.c", "\na:", "\na: b@c.d e@f.g", "\na: /x y", "\na: /x = /y"]
+        {
+            assert_eq!(parse(form), Err(InvalidTable::Form { line: 2 }), "{form}");
+        }
+        assert_eq!(AddressTable::parse(b"a: b@c.d\n\xff: b@c.d", "x.y"), Err(InvalidTable::Form { line: 2 }));
         let source = InvalidAddress::Mailbox;
-        assert_eq!(AddressTable::parse("a: b@c@d"), Err(InvalidTable::Address { line: 1, source }));
-        assert_eq!(AddressTable::parse("a: b@c.d\na: e@f.g"), Err(InvalidTable::Duplicate { line: 2 }));
+        for address in ["a: b@c@d", "a: Maildir", "a: ./Maildir"] {
+            assert_eq!(parse(address), Err(InvalidTable::Address { line: 1, source: source.clone() }), "{address}");
+        }
+        assert_eq!(parse("grüße: /var/mail/x"), Err(InvalidTable::Name { line: 1, source }));
+        assert_eq!(parse("a: b@c.d\na: e@f.g"), Err(InvalidTable::Duplicate { line: 2 }));
+        assert_eq!(AddressTable::parse(&vec![b'\n'; MAX_LEN + 1], "x.y"), Err(InvalidTable::TooLong));
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_by_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |path: &Path| AddressTable::read(path, "x.y").unwrap_err();
+        assert!(matches!(read(folder.path()), AddressesError::NoFile { path } if path == folder.path()));
+        let missing = folder.path().join("users");
+        assert!(matches!(read(&missing), AddressesError::Unreadable { path, .. } if path == missing));
+        fs::write(&missing, "frida").unwrap();
+        let wrong = read(&missing);
+        assert!(matches!(&wrong, AddressesError::Invalid { source: InvalidTable::Form { line: 1 }, .. }), "{wrong:?}");
+        assert!(!format!("{wrong} {wrong:?}").contains("frida"));
+    }
+
+    #[test]
+    fn folders_are_made_and_one_that_others_can_write_is_named_by_its_line() {
+        let home = tempfile::tempdir().unwrap();
+        let path = |name: &str| home.path().join(name).display().to_string();
+        fs::write(path("file"), "").unwrap();
+        let table = format!("a: {}\nb: {}\nc: x@y.z\n", path("mail"), path("file/mail"));
+        assert_eq!(parse(&table).unwrap().prepare().unwrap(), [2], "nobody makes a folder in a file");
+        assert!(home.path().join("mail/new").is_dir());
+        fs::set_permissions(path("mail"), fs::Permissions::from_mode(0o777)).unwrap();
+        let refused = parse(&table).unwrap().prepare().unwrap_err();
+        assert!(matches!(refused, (1, InvalidMaildir::Shared { mode: 0o777, .. })), "{refused:?}");
     }
 }

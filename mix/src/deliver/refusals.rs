@@ -8,10 +8,10 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
+use super::list;
 use crate::path::{Mailbox, is_dotted_atoms};
 
 mod pattern;
@@ -168,13 +168,8 @@ impl Refusals {
     /// [`RefusalsError`].
     pub fn read(path: &Path) -> Result<Self, RefusalsError> {
         let unreadable = |source| RefusalsError::Unreadable { path: path.into(), source };
-        // Before it is opened: to open a pipe takes until somebody writes into it.
-        if !path.metadata().map_err(unreadable)?.is_file() {
-            return Err(RefusalsError::NoFile { path: path.into() });
-        }
-        let mut octets = Vec::new();
-        let most = u64::try_from(MAX_LEN).unwrap_or(u64::MAX).saturating_add(1);
-        File::open(path).and_then(|file| file.take(most).read_to_end(&mut octets)).map_err(unreadable)?;
+        let octets = list::read(path, MAX_LEN).map_err(unreadable)?;
+        let octets = octets.ok_or_else(|| RefusalsError::NoFile { path: path.into() })?;
         Self::parse(&octets).map_err(|source| RefusalsError::Invalid { path: path.into(), source })
     }
 

@@ -7,18 +7,18 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch;
+use tracing::warn;
 
 use super::config::{
-    DummiesConfig, MboxDeliveryConfig, NetworkConfig, NodeConfig, OptOutConfig, OutgoingConfig, SmtpDeliveryConfig,
-    StatsConfig, Way,
+    DummiesConfig, NetworkConfig, NodeConfig, OptOutConfig, OutgoingConfig, SmtpDeliveryConfig, StatsConfig, Way,
 };
-use super::exit::{MboxWay, MessageIds, SmtpWay, WayOut, Ways};
+use super::exit::{Elsewhere, MboxWay, MessageIds, SmtpWay, WayOut, Ways};
 use super::mixing::Rhythm;
 use super::start::NodeError;
 use crate::deliver::dkim::Signer;
 use crate::deliver::mail::MailWriter;
 use crate::deliver::maildir::{Maildir, NotKept};
-use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::mbox::{AddressTable, AddressesError, LocalMailboxes};
 use crate::deliver::opt_out::{Offer, OptOutKey};
 use crate::deliver::refusals::Refusals;
 use crate::deliver::sendmail::Sendmail;
@@ -157,11 +157,7 @@ pub(super) fn check_access(config: &NodeConfig, addresses: &[SocketAddr]) -> Res
 /// How messages are delivered.
 fn ways(config: &NodeConfig, deliveries: &Deliveries) -> Result<Ways, NodeError> {
     let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, deliveries)).transpose()?.map(Arc::new);
-    let mbox = match (config.mbox.enabled, deliveries.mailboxes.clone()) {
-        (false, _) => None,
-        (true, None) => return Err(NodeError::NoMailboxes),
-        (true, Some(mailboxes)) => Some(Arc::new(mbox_way(&config.mbox, mailboxes))),
-    };
+    let mbox = config.mbox.enabled.then(|| mbox_way(config, deliveries)).transpose()?.map(Arc::new);
     Ok(Ways { smtp, smtp_retry: config.smtp.retry.clone(), mbox, fragments: config.fragments.clone() })
 }
 
@@ -212,6 +208,32 @@ pub(super) fn refusals(config: &SmtpDeliveryConfig) -> Result<Refusals, NodeErro
     Ok(list.unwrap_or_default())
 }
 
-fn mbox_way(config: &MboxDeliveryConfig, mailboxes: Arc<dyn LocalMailboxes<Arrival>>) -> MboxWay {
-    MboxWay { mailboxes, max_size: config.max_size }
+/// Read anew whenever it is asked for, as the list of refusals. Mail in a folder says that it is for the user as clients write
+/// him.
+pub(super) fn addresses(config: &NodeConfig) -> Result<Option<AddressTable>, NodeError> {
+    let domain = format!("{}.mbox.alt", config.nickname.to_ascii_lowercase());
+    let table = config.mbox.address_file.as_deref().map(|path| AddressTable::read(path, &domain));
+    Ok(table.transpose()?)
+}
+
+fn mbox_way(config: &NodeConfig, deliveries: &Deliveries) -> Result<MboxWay, NodeError> {
+    let (mailboxes, max_size) = (deliveries.mailboxes.clone(), config.mbox.max_size);
+    let elsewhere = match (addresses(config)?, &config.mbox.address_file) {
+        (Some(table), Some(path)) => {
+            let prepared = table.prepare();
+            let missing =
+                prepared.map_err(|(line, source)| AddressesError::Folder { path: path.clone(), line, source })?;
+            for line in missing {
+                // It may pass by itself; until then mail waits.
+                warn!(key = "node.mbox.address_file", line, "the folder cannot be made or entered: its mail waits");
+            }
+            let mail = SmtpWay { max_size, mime: None, ..smtp_way(&config.smtp, deliveries)? };
+            Some(Elsewhere { table, mail: Arc::new(mail), told: false.into() })
+        }
+        _ => None,
+    };
+    if mailboxes.is_none() && elsewhere.is_none() {
+        return Err(NodeError::NoMailboxes);
+    }
+    Ok(MboxWay { mailboxes, max_size, elsewhere })
 }

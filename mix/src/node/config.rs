@@ -361,19 +361,22 @@ fn none_or_a_kilobyte<'de, D: Deserializer<'de>>(value: D) -> Result<u64, D::Err
     }
 }
 
-/// Section `[node.mbox]`: this node keeps mail for users of the gateway in the same process.
+/// Section `[node.mbox]`: this node has users of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MboxDeliveryConfig {
-    /// Whether it does. The names are the identities of the gateway.
+    /// Whether it delivers to them. The names are the identities of the gateway in the same process, and those of
+    /// `address_file`.
     pub enabled: bool,
     /// The largest message, in octets after decompression.
     pub max_size: u64,
+    /// The file of users whose mail goes to an address or into a folder. `None`: there are none.
+    pub address_file: Option<PathBuf>,
 }
 
 impl Default for MboxDeliveryConfig {
     fn default() -> Self {
-        Self { enabled: false, max_size: 10 * 1024 * 1024 }
+        Self { enabled: false, max_size: 10 * 1024 * 1024, address_file: None }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::by_hand::ExitQueue;
 use super::changes::{Changes, check_access};
 use super::clock::World;
 use super::config::{NetworkConfig, NodeConfig};
@@ -45,6 +46,7 @@ pub(super) struct Inner {
     pub(super) standing: watch::Receiver<Standing>,
     pub(super) opt_out_key: OptOutKey,
     pub(super) changes: Changes,
+    pub(super) exit_queue: ExitQueue,
 }
 
 /// The days between which a packet key is published.
@@ -119,6 +121,16 @@ impl NodeControl {
             mail_delivery: standing.borrow().report(changes.settings.borrow().smtp.enabled),
             queues,
         }
+    }
+
+    /// Whether the node delivers to a user of this name whose mail goes elsewhere than to a gateway in this process.
+    pub fn has_user(&self, name: &str) -> bool {
+        self.0.changes.ways.borrow().mbox.as_ref().is_some_and(|mbox| mbox.knows(name))
+    }
+
+    /// What waits for delivery, for the operator's hand.
+    pub fn exit_queue(&self) -> ExitQueue {
+        self.0.exit_queue.clone()
     }
 
     /// What may be shown of the statistics; `None` when none are kept.

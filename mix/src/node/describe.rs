@@ -59,9 +59,11 @@ fn fields(
     let host = HostName::parse(&config.host).map_err(NodeError::Host)?;
     let smtp = &config.smtp;
     let smtp = Delivery { max_size: smtp.max_size, allow_from: smtp.mail.allow_from, mime: smtp.mime() };
-    let mbox = Delivery { max_size: config.mbox.max_size, allow_from: true, mime: None };
     let text = |text: &String| (!text.is_empty()).then(|| text.clone());
     let insecurities = weaknesses(config);
+    // Those of a gateway always do; others get mail as anybody does.
+    let users_see_names = config.mbox.address_file.is_none() || config.smtp.mail.allow_from;
+    let mbox = Delivery { max_size: config.mbox.max_size, allow_from: users_see_names, mime: None };
     Ok(DescriptorFields {
         nickname: config.nickname.parse()?,
         published,

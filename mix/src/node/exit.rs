@@ -24,6 +24,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
+use super::by_hand::ExitQueue;
 use super::clock::{CLOCK_MARGIN, Even, Steadiness, World};
 use super::config::FragmentsConfig;
 use super::counters::Counters;
@@ -34,7 +35,6 @@ use crate::crypto::{CounterRng, DIGEST_LEN, Digest, Keyset, sha1};
 use crate::deliver::dkim::Signer;
 use crate::deliver::limits::{Limits, LimitsConfig, OverLimit};
 use crate::deliver::mail::{Content, Heading, MailWriter, as_text};
-use crate::deliver::mbox::{LocalMailboxes, NotDelivered};
 use crate::deliver::opt_out::normalised;
 use crate::deliver::refusals::Refusals;
 use crate::packet::RoutingType;
@@ -52,9 +52,11 @@ use crate::store::queue::{ExitContent as Queued, ExitItem};
 use crate::store::queue::{exit as queue, left};
 use crate::store::{Db, StoreError, Tx};
 
+mod mailbox;
 mod proof;
 mod way;
 
+pub(super) use mailbox::{Elsewhere, MboxWay};
 pub use proof::MailDelivery;
 pub(super) use proof::{Prover, Standing};
 pub(super) use way::WayOut;
@@ -167,12 +169,6 @@ impl SmtpWay {
     }
 }
 
-/// Delivery to users of a gateway in the same process.
-pub(super) struct MboxWay {
-    pub(super) mailboxes: Arc<dyn LocalMailboxes<Arrival>>,
-    pub(super) max_size: u64,
-}
-
 /// How messages are delivered; may change while the service runs.
 #[derive(Clone)]
 pub(super) struct Ways {
@@ -188,6 +184,12 @@ impl Ways {
     fn longest_wait(&self) -> Duration {
         let steps = self.smtp_retry.steps().iter();
         steps.map(|step| step.every).max().unwrap_or_default().max(LOOK_AGAIN)
+    }
+
+    /// By which e-mail leaves: that for anybody, and that for users of this node.
+    fn of_mail(&self) -> [Option<Arc<SmtpWay>>; 2] {
+        let elsewhere = self.mbox.as_ref().and_then(|mbox| mbox.elsewhere.as_ref());
+        [self.smtp.clone(), elsewhere.map(|elsewhere| Arc::clone(&elsewhere.mail))]
     }
 }
 
@@ -225,7 +227,7 @@ pub(super) struct MailServer {
 }
 
 impl MailServer {
-    fn is_there(&mut self) {
+    pub(super) fn is_there(&mut self) {
         *self = Self { looks: self.looks + 1, ..Self::default() };
     }
 
@@ -248,8 +250,8 @@ enum Lane {
 impl Lane {
     fn which(self) -> Which {
         match self {
-            Self::Mail => Which::Of(RoutingType::SMTP),
-            Self::House => Which::NotOf(RoutingType::SMTP),
+            Self::Mail => Which::Mail,
+            Self::House => Which::House,
         }
     }
 }
@@ -269,6 +271,12 @@ enum Verdict {
 }
 
 impl ExitService {
+    /// The queue for the operator's hand.
+    pub(super) fn by_hand(&self) -> ExitQueue {
+        let Self { db, bell, counters, world, even, server, .. } = self.clone();
+        ExitQueue::of(db, world, even, bell, server, counters)
+    }
+
     /// Serves the queue until stopped.
     pub(super) async fn run(self) {
         self.begin().await;
@@ -279,7 +287,7 @@ impl ExitService {
         let (mut rung, mut ways) = (self.bell.subscribe(), self.ways.clone());
         let mut expiry = tokio::time::interval(EXPIRY);
         let mut clock = Steadiness::new(self.world.now());
-        let mut known = self.ways.borrow().smtp.clone();
+        let mut known = self.ways.borrow().of_mail();
         while !self.stop.is_cancelled() {
             if lane == Lane::House && self.some_ready.swap(false, Ordering::Relaxed) {
                 self.reassemble_ready().await;
@@ -314,18 +322,17 @@ impl ExitService {
 
     /// Another mail server than the one that was known, or another way, has all mail tried at once: it waits for the one
     /// before it.
-    async fn look_at_the_server(&self, known: &mut Option<Arc<SmtpWay>>) {
-        let way = self.ways.borrow().smtp.clone();
-        let same = match (&way, &*known) {
-            (Some(way), Some(known)) => way.out.is(&known.out),
-            (way, known) => way.is_none() && known.is_none(),
-        };
-        let is_another = !same && way.is_some();
-        *known = way;
+    async fn look_at_the_server(&self, known: &mut [Option<Arc<SmtpWay>>; 2]) {
+        let ways = self.ways.borrow().of_mail();
+        let is_another = ways.iter().zip(&*known).any(|(way, known)| match (way, known) {
+            (Some(way), Some(known)) => !way.out.is(&known.out),
+            (way, known) => way.is_some() && known.is_none(),
+        });
+        *known = ways;
         if is_another {
             self.server().is_there();
             let now = self.even.now();
-            durable::note(&self.db, &self.stop, move |tx| queue::try_now(tx, RoutingType::SMTP, now)).await;
+            durable::note(&self.db, &self.stop, move |tx| queue::try_now(tx, Which::Mail, now)).await;
         }
     }
 
@@ -342,10 +349,12 @@ impl ExitService {
     /// Looks at what an earlier run has left.
     async fn begin(&self) {
         let ways = self.ways.borrow().clone();
-        if let Some(smtp) = ways.smtp.clone() {
-            let now = self.world.now();
-            let _ = spawn_blocking(move || smtp.out.begin(now)).await;
-        }
+        let (now, by_mail, mbox) = (self.world.now(), ways.of_mail(), ways.mbox.clone());
+        let clear = move || {
+            by_mail.iter().flatten().for_each(|way| way.out.begin(now));
+            mbox.iter().for_each(|mbox| mbox.begin(now));
+        };
+        let _ = spawn_blocking(clear).await;
         let latest = self.even.now() + ways.longest_wait();
         let look = move |tx: &Tx<'_>| {
             left::bring_forward(tx, latest)?;
@@ -373,8 +382,9 @@ impl ExitService {
         }
         let (now, schedule) = (self.even.now(), RetrySchedule::every_minute_for_a_day());
         let (next, tries) = (now + schedule.wait_after(1).unwrap_or_default(), schedule.tries());
-        let put_off =
-            durable::note(&self.db, &self.stop, move |tx| queue::postpone_all(tx, exit_type, now, next, tries));
+        let put_off = durable::note(&self.db, &self.stop, move |tx| {
+            queue::postpone_all(tx, Which::Of(exit_type), now, next, tries)
+        });
         self.counters.undeliverable(put_off.await.unwrap_or_default());
         Verdict::Untried
     }
@@ -459,6 +469,11 @@ impl ExitService {
         };
         let to = std::str::from_utf8(&item.address).ok().and_then(|address| Mailbox::parse(address).ok());
         let Some(to) = to else { return Verdict::Undeliverable };
+        self.mail_by(way, to, item).await
+    }
+
+    /// As [`ExitService::mail`], by this way and to this recipient.
+    async fn mail_by(&self, way: Arc<SmtpWay>, to: Mailbox, item: ExitItem) -> Verdict {
         let mailbox = normalised(&to);
         match durable::read(&self.db, move |view| opt_outs::contains(view, &mailbox)).await {
             Ok(false) => {}
@@ -566,30 +581,10 @@ impl ExitService {
         };
         debug!("the mail server is away: all mail waits");
         let put_off = durable::note(&self.db, &self.stop, move |tx| {
-            queue::postpone_all(tx, RoutingType::SMTP, now, next, schedule.tries())
+            queue::postpone_all(tx, Which::Mail, now, next, schedule.tries())
         });
         self.counters.undeliverable(put_off.await.unwrap_or_default());
         Verdict::Untried
-    }
-
-    /// Hands a message to a user of the gateway in this process.
-    async fn mailbox(&self, item: ExitItem) -> Verdict {
-        let way = self.ways.borrow().mbox.clone();
-        let Some(way) = way else { return self.without_a_way(RoutingType::MBOX).await };
-        let Ok(name) = String::from_utf8(item.address.clone()) else { return Verdict::Undeliverable };
-        let key = delivery_key(&item);
-        let delivered = spawn_blocking(move || {
-            let Some(arrival) = arrival(item.content, way.max_size) else { return Verdict::Undeliverable };
-            match way.mailboxes.deliver(&name, &key, &arrival) {
-                Ok(()) => Verdict::Delivered,
-                Err(NotDelivered::UnknownName) => Verdict::Undeliverable,
-                Err(NotDelivered::Unavailable(e)) => {
-                    error!(error = %e, "the gateway's mailboxes are not available");
-                    Verdict::Later(RetrySchedule::every_minute_for_a_day())
-                }
-            }
-        });
-        delivered.await.unwrap_or_else(|e| failed(&e))
     }
 
     /// Keeps a fragment, and puts its message together if it was the last that was needed.

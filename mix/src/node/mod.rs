@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod adversity;
+pub mod by_hand;
 mod changes;
 pub mod clock;
 pub mod config;

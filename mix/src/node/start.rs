@@ -1,7 +1,7 @@
 //! Starts and stops the services of a node, and those that carry a gateway's own packets.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,7 +10,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::changes::{Changes, Deliveries, bandwidth, check_access, refusals, rhythm, way_out};
+use super::by_hand::ExitQueue;
+use super::changes::{Changes, Deliveries, addresses, bandwidth, check_access, refusals, rhythm, way_out};
 use super::clock::{Even, World};
 use super::config::{MixRule, NetworkConfig, NodeConfig, OutgoingConfig};
 use super::control::{Inner, NodeControl};
@@ -35,7 +36,7 @@ use crate::deliver::dkim::{InvalidDkim, Signer};
 use crate::deliver::limits::Limits;
 use crate::deliver::mail::NoReturnAddress;
 use crate::deliver::maildir::InvalidMaildir;
-use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::mbox::{AddressesError, LocalMailboxes};
 use crate::deliver::opt_out::OptOutKey;
 use crate::deliver::refusals::RefusalsError;
 use crate::deliver::sendmail::InvalidSendmail;
@@ -143,8 +144,13 @@ pub enum NodeError {
         "node.smtp.opt_out: url and listen belong together: the page at url is what the web server there gets at listen. Set both, or neither"
     )]
     HalfPage,
-    /// `node.mbox.enabled` without a gateway in the same process.
-    #[error("node.mbox is enabled, but there is no gateway in this process whose identities could get the mail")]
+    /// The users of the node.
+    #[error("node.mbox.address_file")]
+    Addresses(#[from] AddressesError),
+    /// `node.mbox.enabled` without users.
+    #[error(
+        "node.mbox is enabled, but there is neither a gateway in this process whose identities could get the mail, nor node.mbox.address_file"
+    )]
     NoMailboxes,
     /// Messages are taken whose fragments there is no room for.
     #[error(
@@ -184,6 +190,7 @@ impl NodeError {
             | Self::Refusals(_)
             | Self::Dkim(_)
             | Self::HalfPage
+            | Self::Addresses(_)
             | Self::Fragments
             | Self::KeyPlan(_)
             | Self::NoPassphrase
@@ -218,6 +225,7 @@ impl NodeError {
             Self::Dkim(_) => "node.smtp.dkim",
             Self::HalfPage => "node.smtp.opt_out",
             Self::NoMailboxes => "node.mbox.enabled",
+            Self::Addresses(_) => "node.mbox.address_file",
             Self::Fragments => "node.fragments.max_size",
             _ => return None,
         })
@@ -366,7 +374,7 @@ impl Node {
         crew.watch_the_disk(&incoming, config.home.clone());
         crew.tasks.spawn(rotation.run());
         crew.tasks.spawn(link::run(renew, identity, nickname.clone(), crew.world.clone(), crew.stop.clone()));
-        crew.deliver(&bells);
+        let exit_queue = crew.deliver(&bells);
         crew.tasks.spawn(prover.run());
         let desk = crew.publish(descriptors.clone());
         let statistics = crew.count(config);
@@ -386,9 +394,15 @@ impl Node {
             standing,
             opt_out_key,
             changes,
+            exit_queue,
         };
         Ok(RunningNode { address, addresses, db, control: NodeControl(Arc::new(inner)), replay, tasks, threads })
     }
+}
+
+/// Where the queues of the node at `home` lie.
+pub(super) fn database(home: &Path) -> PathBuf {
+    home.join("node.db")
 }
 
 /// What lies in the home of a node.
@@ -406,7 +420,7 @@ impl Opened {
             (sealed, passphrase) => passphrase.filter(|_| sealed),
         };
         // The lock first: whoever finishes what a crash left of the keys must be the only one at them.
-        let db = Db::open(&config.home.join("node.db"), &NODE_SCHEMAS)?;
+        let db = Db::open(&database(&config.home), &NODE_SCHEMAS)?;
         let keyring = Keyring::open(&config.home.join("keys"), &plan, passphrase, &mut world.dice())?;
         let replay = ReplayLog::open(&db)?;
         Ok(Self { db, keyring, replay })
@@ -442,7 +456,7 @@ impl Crew<'_> {
         self.tasks.spawn(incoming.room().clone().watch(room, self.changes.reserve.subscribe(), self.stop.clone()));
     }
 
-    fn deliver(&mut self, bells: &Bells) {
+    fn deliver(&mut self, bells: &Bells) -> ExitQueue {
         let service = ExitService {
             db: self.db.clone(),
             bell: bells.exit.clone(),
@@ -455,7 +469,9 @@ impl Crew<'_> {
             limits: Arc::new(Mutex::new(Limits::new(&mut self.world.dice()))),
             some_ready: Arc::new(true.into()),
         };
+        let by_hand = service.by_hand();
         self.tasks.spawn(service.run());
+        by_hand
     }
 
     fn publish(&mut self, descriptors: watch::Receiver<Arc<Descriptors>>) -> Arc<Desk> {
@@ -582,8 +598,8 @@ pub fn weaknesses(config: &NodeConfig) -> Vec<&'static str> {
     alpha.into_iter().chain(config.elsewhere.iter().copied()).chain(own).collect()
 }
 
-/// Looks at the settings of a node as its start does, without a port or a key, and on disk at the list of refusals and
-/// the certificates for the mail server alone: of a Maildir that others can write only the start knows.
+/// Looks at the settings of a node as its start does, without a port or a key, and on disk at the list of refusals, the
+/// table of users and the certificates for the mail server alone: of a Maildir that others can write only the start knows.
 ///
 /// # Errors
 /// [`NodeError`] for which [`NodeError::is_configuration`] is true.
@@ -599,7 +615,11 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
     if config.fragments.enabled && config.fragments.max_size > config.fragments.max_stored {
         return Err(NodeError::Fragments);
     }
-    if config.smtp.enabled {
+    let users = if config.mbox.enabled { addresses(config)? } else { None };
+    if config.mbox.enabled && !has_mailboxes && users.is_none() {
+        return Err(NodeError::NoMailboxes);
+    }
+    if config.smtp.enabled || users.is_some() {
         way_out(&config.smtp)?;
         refusals(&config.smtp)?;
         Signer::new(&config.smtp.dkim)?;
@@ -607,9 +627,6 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
         if opt_out.url.is_some() != opt_out.listen.is_some() {
             return Err(NodeError::HalfPage);
         }
-    }
-    if config.mbox.enabled && !has_mailboxes {
-        return Err(NodeError::NoMailboxes);
     }
     Ok(())
 }

@@ -50,6 +50,29 @@ pub const SCHEMA: Schema = Schema {
     slots: &[],
 };
 
+/// What each scope has, so that nobody need count it for each fragment, and which ids to forget first. A table of its own,
+/// filled from what is there: a database of an earlier build goes on with its fragments.
+pub const ROOM: Schema = Schema {
+    name: "fragment room",
+    version: 1,
+    sql: "
+        CREATE TABLE fragment_room (
+            scope TEXT PRIMARY KEY,
+            stored INTEGER NOT NULL DEFAULT 0,
+            done INTEGER NOT NULL DEFAULT 0
+        ) WITHOUT ROWID;
+        INSERT INTO fragment_room (scope, stored) SELECT scope, sum(stored) FROM fragmented GROUP BY scope;
+        INSERT INTO fragment_room (scope, done) SELECT scope, count(*) FROM fragmented_done WHERE true GROUP BY scope
+            ON CONFLICT (scope) DO UPDATE SET done = excluded.done;
+        CREATE INDEX fragmented_done_by_day ON fragmented_done (scope, done);
+    ",
+    slots: &[],
+};
+
+/// Ids of messages that are done, remembered in each scope at most: some hundred megabytes. Strangers name as many as they
+/// send packets; beyond it the oldest are forgotten, and a late fragment of theirs waits in vain until it is given up.
+const REMEMBERED: u64 = if cfg!(test) { 50 } else { 1_000_000 };
+
 row_id! {
     /// A message of which fragments wait.
     FragmentedId
@@ -248,7 +271,7 @@ pub fn add(
         Some((message, _)) => message,
         None => begin(tx, scope, facts, now)?,
     };
-    store(tx, message, place, data)?;
+    store(tx, scope, message, place, data)?;
     let ready = tx.exists("SELECT 1 FROM fragmented WHERE id = ?1 AND have = k * chunks", params![message.0])?;
     Ok(Addition::Added { message, ready, displaced })
 }
@@ -318,7 +341,7 @@ fn make_room(
     }
     let mut displaced = 0;
     loop {
-        let stored = tx.count("SELECT sum(stored) FROM fragmented WHERE scope = ?1", params![scope])?;
+        let stored = tx.count("SELECT stored FROM fragment_room WHERE scope = ?1", params![scope])?;
         if stored.saturating_add(len) <= room.limit {
             return Ok(Some(displaced));
         }
@@ -343,14 +366,17 @@ fn begin(tx: &Tx<'_>, scope: &str, facts: &FragmentFacts, now: SystemTime) -> Re
     .map(FragmentedId)
 }
 
-fn store(tx: &Tx<'_>, message: FragmentedId, place: Place, data: &[u8]) -> Result<(), StoreError> {
+fn store(tx: &Tx<'_>, scope: &str, message: FragmentedId, place: Place, data: &[u8]) -> Result<(), StoreError> {
+    let len = i64::try_from(data.len()).unwrap_or(i64::MAX);
     tx.insert(
         "INSERT INTO fragment (message, chunk, position, digest, octets) VALUES (?1, ?2, ?3, ?4, ?5)",
         params![message.0, place.chunk, place.position, sha1(&[data]).0, data],
     )?;
+    tx.execute("UPDATE fragmented SET have = have + 1, stored = stored + ?2 WHERE id = ?1", params![message.0, len])?;
     tx.execute(
-        "UPDATE fragmented SET have = have + 1, stored = stored + ?2 WHERE id = ?1",
-        params![message.0, i64::try_from(data.len()).unwrap_or(i64::MAX)],
+        "INSERT INTO fragment_room (scope, stored) VALUES (?1, ?2)
+            ON CONFLICT (scope) DO UPDATE SET stored = stored + excluded.stored",
+        params![scope, len],
     )?;
     Ok(())
 }
@@ -409,10 +435,12 @@ pub fn load(view: &View<'_>, message: FragmentedId) -> Result<Option<ReadyMessag
 /// # Errors
 /// What the database says.
 pub fn complete(tx: &Tx<'_>, message: FragmentedId, now: SystemTime) -> Result<bool, StoreError> {
-    let named = tx.first("SELECT scope, message_id FROM fragmented WHERE id = ?1", params![message.0], |row| {
-        Ok((row.get::<_, String>(0)?, Digest(row.get(1)?)))
-    })?;
-    let Some((scope, message_id)) = named else { return Ok(false) };
+    let named =
+        tx.first("SELECT scope, message_id, stored FROM fragmented WHERE id = ?1", params![message.0], |row| {
+            Ok((row.get::<_, String>(0)?, Digest(row.get(1)?), row.get::<_, i64>(2)?))
+        })?;
+    let Some((scope, message_id, stored)) = named else { return Ok(false) };
+    tx.execute("UPDATE fragment_room SET stored = stored - ?2 WHERE scope = ?1", params![scope, stored])?;
     tx.execute("DELETE FROM fragment WHERE message = ?1", params![message.0])?;
     tx.execute("DELETE FROM fragmented WHERE id = ?1", params![message.0])?;
     remember(tx, &scope, &message_id, now)?;
@@ -460,7 +488,15 @@ pub fn expire(tx: &Tx<'_>, before: SystemTime, now: SystemTime) -> Result<usize,
 /// # Errors
 /// What the database says.
 pub fn prune(tx: &Tx<'_>, before: SystemTime) -> Result<usize, StoreError> {
-    tx.execute("DELETE FROM fragmented_done WHERE done <= ?1", params![seconds(before)])
+    let forgotten = tx.execute("DELETE FROM fragmented_done WHERE done <= ?1", params![seconds(before)])?;
+    if forgotten > 0 {
+        tx.execute(
+            "UPDATE fragment_room SET done =
+                (SELECT count(*) FROM fragmented_done WHERE fragmented_done.scope = fragment_room.scope)",
+            &[],
+        )?;
+    }
+    Ok(forgotten)
 }
 
 fn is_done(view: &View<'_>, scope: &str, message_id: &Digest) -> Result<bool, StoreError> {
@@ -481,10 +517,26 @@ fn reject_by_id(tx: &Tx<'_>, scope: &str, message_id: &Digest, now: SystemTime) 
 }
 
 fn remember(tx: &Tx<'_>, scope: &str, message_id: &Digest, now: SystemTime) -> Result<(), StoreError> {
-    tx.execute(
+    let new = tx.execute(
         "INSERT OR IGNORE INTO fragmented_done (scope, message_id, done) VALUES (?1, ?2, ?3)",
         params![scope, message_id.0, day_end(now)],
     )?;
+    if new == 0 {
+        return Ok(());
+    }
+    tx.execute(
+        "INSERT INTO fragment_room (scope, done) VALUES (?1, 1) ON CONFLICT (scope) DO UPDATE SET done = done + 1",
+        params![scope],
+    )?;
+    if tx.count("SELECT done FROM fragment_room WHERE scope = ?1", params![scope])? <= REMEMBERED {
+        return Ok(());
+    }
+    tx.execute(
+        "DELETE FROM fragmented_done WHERE scope = ?1 AND message_id =
+            (SELECT message_id FROM fragmented_done WHERE scope = ?1 ORDER BY done LIMIT 1)",
+        params![scope],
+    )?;
+    tx.execute("UPDATE fragment_room SET done = done - 1 WHERE scope = ?1", params![scope])?;
     Ok(())
 }
 
@@ -501,13 +553,15 @@ fn shape(row: &Row<'_>, column: usize) -> Result<Shape, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::{
-        Addition, FragmentFacts, FragmentedId, SCHEMA, Shape, add, complete, expire, list, load, prune, ready,
+        Addition, FragmentFacts, FragmentedId, REMEMBERED, ROOM, SCHEMA, Shape, add, complete, expire, list, load,
+        prune, ready,
     };
-    use crate::store::Db;
     use crate::store::testing::{digest, fresh, hour, reopened};
+    use crate::store::{Db, Schema};
 
     const SHAPE: Shape = Shape { message_len: 70, capacity: 20, k: 2, n: 3, chunks: 2 };
     const LIMIT: u64 = 1000;
+    const SCHEMAS: [Schema; 2] = [SCHEMA, ROOM];
 
     fn facts(message: &str, index: u32) -> FragmentFacts {
         FragmentFacts { message_id: digest(message), index, shape: SHAPE }
@@ -530,14 +584,14 @@ mod tests {
 
     #[test]
     fn message_is_ready_when_each_chunk_has_enough_even_across_a_restart() {
-        let (folder, db) = fresh(&[SCHEMA]);
+        let (folder, db) = fresh(&SCHEMAS);
         let message = id(put(&db, "mark", "m", 4));
         for index in [0, 2] {
             assert_eq!(put(&db, "mark", "m", index), Addition::Added { message, ready: false, displaced: 0 });
         }
         assert_eq!(put(&db, "mark", "m", 1), Addition::Unneeded);
         assert_eq!(put(&db, "mark", "m", 0), Addition::Duplicate);
-        let db = reopened(folder.path(), db, &[SCHEMA]);
+        let db = reopened(folder.path(), db, &SCHEMAS);
         assert!(db.read(move |view| load(view, message)).unwrap().is_none());
         assert_eq!(db.read(|view| list(view, "mark")).unwrap()[0].have, 3);
         assert_eq!(put(&db, "mark", "m", 5), Addition::Added { message, ready: true, displaced: 0 });
@@ -553,7 +607,7 @@ mod tests {
 
     #[test]
     fn halves_sent_to_two_identities_never_make_a_whole() {
-        let (_folder, db) = fresh(&[SCHEMA]);
+        let (_folder, db) = fresh(&SCHEMAS);
         for (scope, index) in [("mark", 0), ("mark", 1), ("sam", 3), ("sam", 4)] {
             assert!(matches!(put(&db, scope, "m", index), Addition::Added { ready: false, .. }));
         }
@@ -564,7 +618,7 @@ mod tests {
         let other_shape = FragmentFacts { shape: Shape { message_len: 71, ..SHAPE }, ..facts("m", 1) };
         let contradictions = [(other_shape, data(1)), (facts("m", 6), data(6)), (facts("m", 0), data(9))];
         for (contradiction, octets) in contradictions {
-            let (_folder, db) = fresh(&[SCHEMA]);
+            let (_folder, db) = fresh(&SCHEMAS);
             put(&db, "mark", "m", 0);
             put(&db, "mark", "bystander", 0);
             let result = db.write(move |tx| add(tx, "mark", &contradiction, &octets, hour(0), LIMIT)).unwrap();
@@ -577,7 +631,7 @@ mod tests {
 
     #[test]
     fn fragment_of_a_complete_chunk_brings_nothing_down_whatever_it_holds() {
-        let (_folder, db) = fresh(&[SCHEMA]);
+        let (_folder, db) = fresh(&SCHEMAS);
         put(&db, "mark", "m", 0);
         put(&db, "mark", "m", 1);
         let result = db.write(move |tx| add(tx, "mark", &facts("m", 0), &data(9), hour(0), LIMIT)).unwrap();
@@ -587,7 +641,7 @@ mod tests {
 
     #[test]
     fn impossible_shapes_are_refused() {
-        let (_folder, db) = fresh(&[SCHEMA]);
+        let (_folder, db) = fresh(&SCHEMAS);
         let shapes =
             [Shape { n: 0, ..SHAPE }, Shape { k: 0, ..SHAPE }, Shape { k: 4, ..SHAPE }, Shape { chunks: 0, ..SHAPE }];
         for (count, shape) in shapes.into_iter().enumerate() {
@@ -599,7 +653,7 @@ mod tests {
 
     #[test]
     fn scope_takes_no_more_than_its_limit_and_the_oldest_incomplete_message_makes_room() {
-        let (_folder, db) = fresh(&[SCHEMA]);
+        let (_folder, db) = fresh(&SCHEMAS);
         let put = |scope: &'static str, message: &'static str, index, limit| {
             db.write(move |tx| add(tx, scope, &facts(message, index), &data(index), hour(0), limit)).unwrap()
         };
@@ -618,7 +672,7 @@ mod tests {
 
     #[test]
     fn message_that_stays_incomplete_is_given_up_and_later_forgotten() {
-        let (_folder, db) = fresh(&[SCHEMA]);
+        let (_folder, db) = fresh(&SCHEMAS);
         put(&db, "mark", "m", 0);
         assert_eq!(db.write(|tx| expire(tx, hour(23), hour(60))).unwrap(), 0);
         assert_eq!(db.write(|tx| expire(tx, hour(24), hour(60))).unwrap(), 1);
@@ -626,5 +680,65 @@ mod tests {
         assert_eq!(db.write(|tx| prune(tx, hour(71))).unwrap(), 0);
         assert_eq!(db.write(|tx| prune(tx, hour(72))).unwrap(), 1);
         assert!(matches!(put(&db, "mark", "m", 1), Addition::Added { .. }));
+    }
+
+    /// What the scope is said to have: octets, and ids that are done.
+    fn room(db: &Db, scope: &'static str) -> (u64, u64) {
+        let of = |sql: &'static str| db.read(|view| view.count(sql, &[&scope])).unwrap();
+        (of("SELECT stored FROM fragment_room WHERE scope = ?1"), of("SELECT done FROM fragment_room WHERE scope = ?1"))
+    }
+
+    #[test]
+    fn what_a_scope_has_is_known_through_all_that_happens_to_it() {
+        let (_folder, db) = fresh(&SCHEMAS);
+        for (scope, message, index) in [("mark", "m", 0), ("mark", "m", 1), ("mark", "n", 0), ("sam", "m", 0)] {
+            put(&db, scope, message, index);
+        }
+        assert_eq!((room(&db, "mark"), room(&db, "sam")), ((60, 0), (20, 0)));
+        put(&db, "mark", "m", 0);
+        let other = FragmentFacts { shape: Shape { message_len: 71, ..SHAPE }, ..facts("n", 1) };
+        db.write(move |tx| add(tx, "mark", &other, &data(1), hour(0), LIMIT)).unwrap();
+        assert_eq!(room(&db, "mark"), (40, 1));
+        db.write(|tx| expire(tx, hour(24), hour(60))).unwrap();
+        assert_eq!((room(&db, "mark"), room(&db, "sam")), ((0, 2), (0, 1)));
+        db.write(|tx| prune(tx, hour(48))).unwrap();
+        assert_eq!((room(&db, "mark"), room(&db, "sam")), ((0, 1), (0, 1)));
+    }
+
+    #[test]
+    fn ids_of_messages_that_are_done_are_remembered_up_to_their_number_and_the_oldest_are_forgotten() {
+        let (_folder, db) = fresh(&SCHEMAS);
+        let reject = |number: u64, hours| {
+            let shape = Shape { n: 0, ..SHAPE };
+            let facts = FragmentFacts { message_id: digest(&number.to_string()), index: 0, shape };
+            db.write(move |tx| add(tx, "mark", &facts, &data(0), hour(hours), LIMIT)).unwrap()
+        };
+        let known = || db.read(|view| view.count("SELECT count(*) FROM fragmented_done", &[])).unwrap();
+        assert_eq!(reject(0, 0), Addition::Mismatch);
+        for number in 1..REMEMBERED {
+            reject(number, 24);
+        }
+        assert_eq!((known(), reject(0, 24)), (REMEMBERED, Addition::AlreadyDone));
+        reject(REMEMBERED, 24);
+        assert_eq!((known(), room(&db, "mark").1), (REMEMBERED, REMEMBERED));
+        assert_eq!(reject(0, 24), Addition::Mismatch, "the oldest is forgotten");
+        assert_eq!(known(), REMEMBERED);
+    }
+
+    #[test]
+    fn database_of_an_earlier_build_goes_on_with_its_fragments() {
+        let (folder, db) = fresh(&[SCHEMA]);
+        let step = |tx: &crate::store::Tx<'_>| {
+            tx.insert(
+                "INSERT INTO fragmented (scope, message_id, message_len, capacity, k, n, chunks, have, stored, since)
+                    VALUES ('mark', x'01', 70, 20, 2, 3, 2, 1, 20, 0)",
+                &[],
+            )?;
+            tx.execute("INSERT INTO fragmented_done (scope, message_id, done) VALUES ('sam', x'02', 0)", &[])?;
+            tx.execute("INSERT INTO fragmented_done (scope, message_id, done) VALUES ('mark', x'03', 0)", &[])
+        };
+        db.write(step).unwrap();
+        let db = reopened(folder.path(), db, &SCHEMAS);
+        assert_eq!((room(&db, "mark"), room(&db, "sam")), ((20, 1), (0, 1)));
     }
 }

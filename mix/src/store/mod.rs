@@ -19,10 +19,11 @@ pub mod surbs;
 pub use db::{Db, Schema, StoreError, Tx, View};
 
 /// The tables of a node's database.
-pub const NODE_SCHEMAS: [Schema; 4] = [queue::SCHEMA, replay::SCHEMA, fragments::SCHEMA, opt_outs::SCHEMA];
+pub const NODE_SCHEMAS: [Schema; 6] =
+    [queue::SCHEMA, queue::BY_HAND, replay::SCHEMA, fragments::SCHEMA, fragments::ROOM, opt_outs::SCHEMA];
 /// The tables of a gateway's database, but for what other crates bring.
-pub const GATEWAY_SCHEMAS: [Schema; 5] =
-    [keyring::SCHEMA, outbox::SCHEMA, inbox::SCHEMA, surbs::SCHEMA, fragments::SCHEMA];
+pub const GATEWAY_SCHEMAS: [Schema; 6] =
+    [keyring::SCHEMA, outbox::SCHEMA, inbox::SCHEMA, surbs::SCHEMA, fragments::SCHEMA, fragments::ROOM];
 
 use db::{Row, Slot};
 

@@ -7,6 +7,7 @@ use super::*;
 use crate::crypto::stream::{StreamKey, prng};
 use crate::deliver::limits::MailLimit;
 use crate::deliver::mail::MailConfig;
+use crate::deliver::mbox::{LocalMailboxes, NotDelivered};
 use crate::deliver::smtp::{SmtpExit, SmtpExitConfig};
 use crate::node::retry::RetryStep;
 use crate::packet::build::Exit;
@@ -17,6 +18,8 @@ use crate::payload::{Capacity, encode};
 use crate::store::NODE_SCHEMAS;
 use crate::store::queue::pool::{self, PoolItem};
 
+mod hostile_fragments;
+mod mailboxes;
 mod proof;
 mod ways;
 
@@ -25,6 +28,10 @@ mod ways;
 struct Recorder(Mutex<Vec<(Digest, Arrival)>>);
 
 impl LocalMailboxes<Arrival> for Recorder {
+    fn has(&self, name: &str) -> bool {
+        name == "frida"
+    }
+
     fn deliver(&self, name: &str, key: &Digest, arrival: &Arrival) -> Result<(), NotDelivered> {
         if name != "frida" {
             return Err(NotDelivered::UnknownName);
@@ -53,7 +60,7 @@ struct Exited {
 
 fn ways(mailboxes: Arc<dyn LocalMailboxes<Arrival>>, max_size: u64) -> watch::Receiver<Ways> {
     let fragments = FragmentsConfig { enabled: true, max_size: 200_000, ..FragmentsConfig::default() };
-    let mbox = Some(Arc::new(MboxWay { mailboxes, max_size }));
+    let mbox = Some(Arc::new(MboxWay { mailboxes: Some(mailboxes), max_size, elsewhere: None }));
     watch::channel(Ways { smtp: None, smtp_retry: RetrySchedule::new(Vec::new()), mbox, fragments }).1
 }
 
@@ -568,6 +575,10 @@ async fn what_cannot_be_delivered_now_is_postponed_and_given_up_at_the_end_of_th
     /// A mailbox whose disk is full.
     struct Full;
     impl LocalMailboxes<Arrival> for Full {
+        fn has(&self, _: &str) -> bool {
+            true
+        }
+
         fn deliver(&self, _: &str, _: &Digest, _: &Arrival) -> Result<(), NotDelivered> {
             Err(NotDelivered::Unavailable("full".into()))
         }
@@ -586,7 +597,7 @@ async fn what_cannot_be_delivered_now_is_postponed_and_given_up_at_the_end_of_th
     // Once a minute for a day: 1440 tries after the first. Two have failed; after 1437 more, the last but one is due.
     let later = jumped + Duration::from_secs(60);
     let id = due_at(&service, later)[0].id;
-    service.db.write(move |tx| (3..24 * 60).try_for_each(|_| queue::postpone(tx, id, later))).unwrap();
+    service.db.write(move |tx| (3..24 * 60).try_for_each(|_| queue::postpone(tx, id, later).map(drop))).unwrap();
     service.deliver_all(due_at(&service, later)).await;
     assert_eq!(service.counters.snapshot().undeliverable, 0);
     service.deliver_all(due_at(&service, later + Duration::from_secs(60))).await;

@@ -17,6 +17,7 @@ use crate::net::addresses::Access;
 use crate::net::connect::{ConnectConfig, Outcome, Unit, deliver};
 use crate::net::listen::{PacketSink, Refused};
 use crate::node::MailDelivery;
+use crate::node::by_hand::{Change, Chosen};
 use crate::node::config::{DummiesConfig, Way};
 use crate::node::retry::{RetrySchedule, RetryStep};
 use crate::node::testing::{PATIENCE, Taking, hop, listening, network, noon_world};
@@ -305,6 +306,10 @@ struct Frida {
 }
 
 impl LocalMailboxes<Arrival> for Frida {
+    fn has(&self, _: &str) -> bool {
+        true
+    }
+
     fn deliver(&self, _: &str, _: &crate::crypto::Digest, _: &Arrival) -> Result<(), NotDelivered> {
         if self.away.load(Ordering::Relaxed) {
             return Err(NotDelivered::Unavailable("away".into()));
@@ -338,6 +343,41 @@ async fn mail_that_waits_when_its_delivery_is_switched_off_is_kept_and_so_is_wha
     comes();
     until("what comes now", || *frida.got.lock().unwrap() >= 1).await;
     assert_eq!(counters.snapshot().undeliverable, 0);
+    story.end().await;
+}
+
+#[tokio::test]
+async fn users_are_read_at_each_reload_and_a_table_with_a_mistake_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (table, mail) = (folder.path().join("users"), folder.path().join("mail"));
+    std::fs::write(&table, "eve: eve@home.example\n").unwrap();
+    let (named, way) = (table.clone(), mail.clone());
+    let mut story = Story::begin(
+        |config| {
+            // Nobody else is delivered to, and there is no gateway.
+            (config.mbox.enabled, config.mbox.address_file) = (true, Some(named));
+            (config.smtp.way, config.smtp.maildir.path) = (Way::Maildir, Some(way));
+            config.smtp.mail.return_address = Mailbox::parse("nobody@exit.example").ok();
+        },
+        |_| {},
+    )
+    .await;
+    let has = |story: &Story, name: &str| story.running.control.has_user(name);
+    assert!(has(&story, "eve") && !has(&story, "frida"));
+    assert!(story.running.descriptor().mbox().is_some() && story.running.descriptor().smtp().is_none());
+    std::fs::write(&table, "frida: frida@home.example\n").unwrap();
+    story.reload(|_| {});
+    assert!(!has(&story, "eve") && has(&story, "frida"));
+    std::fs::write(&table, "eve\n").unwrap();
+    assert!(matches!(story.running.control.apply(&story.config), Err(NodeError::Addresses(_))));
+    assert!(!has(&story, "eve") && has(&story, "frida"));
+    let compressed = compress(b"\ntext");
+    let queued = move |tx: &Tx<'_>| exit::insert_message(tx, RoutingType::MBOX, b"frida", &compressed);
+    story.running.db.write(queued).unwrap();
+    // By hand, for the bell rings when a batch leaves the pool.
+    let flushed = story.running.control.exit_queue().change(Chosen::All, Change::Flush).await.unwrap();
+    assert_eq!(flushed, 1);
+    until("mail for frida", || std::fs::read_dir(mail.join("new")).is_ok_and(|new| new.count() == 1)).await;
     story.end().await;
 }
 

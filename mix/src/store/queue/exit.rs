@@ -23,6 +23,8 @@ pub struct ExitItem {
     pub attempts: u32,
     /// How to deliver it.
     pub exit_type: RoutingType,
+    /// Whether it was found to leave as e-mail, whatever its type ([`leaves_by_mail`]).
+    pub by_mail: bool,
     /// To whom.
     pub address: Vec<u8>,
     /// What to deliver.
@@ -88,14 +90,14 @@ pub fn insert_message(
     .map(ExitId)
 }
 
-/// The deliveries to try now, at most `limit`.
+/// The deliveries to try now, at most `limit`. What is held is not among them, here and below.
 ///
 /// # Errors
 /// What the database says.
 pub fn due(view: &View<'_>, now: SystemTime, limit: usize) -> Result<Vec<ExitItem>, StoreError> {
     view.all(
-        "SELECT id, attempts, exit_type, address, handle, slot, message
-            FROM exit WHERE next_attempt <= ?1 ORDER BY next_attempt, id LIMIT ?2",
+        "SELECT id, attempts, exit_type, address, handle, slot, message, by_mail
+            FROM exit WHERE held = 0 AND next_attempt <= ?1 ORDER BY next_attempt, id LIMIT ?2",
         params![seconds(now), sql_limit(limit)],
         |row| item(view, row),
     )
@@ -104,17 +106,28 @@ pub fn due(view: &View<'_>, now: SystemTime, limit: usize) -> Result<Vec<ExitIte
 /// Which deliveries are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// Those of this type.
+    /// Those that leave as e-mail: of type SMTP, or found to.
+    Mail,
+    /// All others.
+    House,
+    /// Those of this type, whichever way they leave by.
     Of(RoutingType),
-    /// Those of all others.
-    NotOf(RoutingType),
+}
+
+/// The parameters of a condition `(exit_type = … OR (with_mail AND by_mail)) = is_so`.
+struct Parts {
+    exit_type: u16,
+    with_mail: bool,
+    is_so: bool,
 }
 
 impl Which {
-    fn parts(self) -> (u16, bool) {
+    fn parts(self) -> Parts {
+        let smtp = RoutingType::SMTP.0;
         match self {
-            Self::Of(exit_type) => (exit_type.0, true),
-            Self::NotOf(exit_type) => (exit_type.0, false),
+            Self::Mail => Parts { exit_type: smtp, with_mail: true, is_so: true },
+            Self::House => Parts { exit_type: smtp, with_mail: true, is_so: false },
+            Self::Of(exit_type) => Parts { exit_type: exit_type.0, with_mail: false, is_so: true },
         }
     }
 }
@@ -124,11 +137,12 @@ impl Which {
 /// # Errors
 /// What the database says.
 pub fn due_of(view: &View<'_>, which: Which, now: SystemTime, limit: usize) -> Result<Vec<ExitItem>, StoreError> {
-    let (exit_type, is_so) = which.parts();
+    let Parts { exit_type, with_mail, is_so } = which.parts();
     view.all(
-        "SELECT id, attempts, exit_type, address, handle, slot, message
-            FROM exit WHERE next_attempt <= ?1 AND (exit_type = ?3) = ?4 ORDER BY next_attempt, id LIMIT ?2",
-        params![seconds(now), sql_limit(limit), exit_type, is_so],
+        "SELECT id, attempts, exit_type, address, handle, slot, message, by_mail
+            FROM exit WHERE held = 0 AND next_attempt <= ?1 AND (exit_type = ?3 OR (?5 AND by_mail)) = ?4
+            ORDER BY next_attempt, id LIMIT ?2",
+        params![seconds(now), sql_limit(limit), exit_type, is_so, with_mail],
         |row| item(view, row),
     )
 }
@@ -138,10 +152,11 @@ pub fn due_of(view: &View<'_>, which: Which, now: SystemTime, limit: usize) -> R
 /// # Errors
 /// What the database says.
 pub fn next_due_of(view: &View<'_>, which: Which) -> Result<Option<SystemTime>, StoreError> {
-    let (exit_type, is_so) = which.parts();
+    let Parts { exit_type, with_mail, is_so } = which.parts();
     view.first(
-        "SELECT next_attempt FROM exit WHERE (exit_type = ?1) = ?2 ORDER BY next_attempt LIMIT 1",
-        params![exit_type, is_so],
+        "SELECT next_attempt FROM exit WHERE held = 0 AND (exit_type = ?1 OR (?3 AND by_mail)) = ?2
+            ORDER BY next_attempt LIMIT 1",
+        params![exit_type, is_so, with_mail],
         |row| Ok(instant(row.get(0)?)),
     )
 }
@@ -151,41 +166,57 @@ pub fn next_due_of(view: &View<'_>, which: Which) -> Result<Option<SystemTime>, 
 /// # Errors
 /// What the database says.
 pub fn next_due(view: &View<'_>) -> Result<Option<SystemTime>, StoreError> {
-    view.first("SELECT next_attempt FROM exit ORDER BY next_attempt LIMIT 1", &[], |row| Ok(instant(row.get(0)?)))
+    let next = "SELECT next_attempt FROM exit WHERE held = 0 ORDER BY next_attempt LIMIT 1";
+    view.first(next, &[], |row| Ok(instant(row.get(0)?)))
 }
 
-/// Leaves all that is due of a type until `next_attempt`, as after an attempt that failed; drops what has failed more than
+/// Leaves all that is due of these until `next_attempt`, as after an attempt that failed; drops what has failed more than
 /// `tries` times by then, and says how many.
 ///
 /// # Errors
 /// What the database says.
 pub fn postpone_all(
     tx: &Tx<'_>,
-    exit_type: RoutingType,
+    which: Which,
     now: SystemTime,
     next_attempt: SystemTime,
     tries: u32,
 ) -> Result<u64, StoreError> {
+    let Parts { exit_type, with_mail, is_so } = which.parts();
     tx.execute(
-        "UPDATE exit SET attempts = attempts + 1, next_attempt = ?3 WHERE exit_type = ?1 AND next_attempt <= ?2",
-        params![exit_type.0, seconds(now), seconds(next_attempt)],
+        "UPDATE exit SET attempts = attempts + 1, next_attempt = ?3
+            WHERE held = 0 AND (exit_type = ?1 OR (?4 AND by_mail)) = ?5 AND next_attempt <= ?2",
+        params![exit_type, seconds(now), seconds(next_attempt), with_mail, is_so],
     )?;
-    let over = "SELECT id FROM exit WHERE exit_type = ?1 AND attempts > ?2";
-    let over = tx.all(over, params![exit_type.0, tries], |row| Ok(ExitId(row.get(0)?)))?;
+    let over = tx.all(
+        "SELECT id FROM exit WHERE held = 0 AND (exit_type = ?1 OR (?3 AND by_mail)) = ?4 AND attempts > ?2",
+        params![exit_type, tries, with_mail, is_so],
+        |row| Ok(ExitId(row.get(0)?)),
+    )?;
     over.iter().try_for_each(|id| give_up(tx, *id).map(drop))?;
     Ok(over.len() as u64)
 }
 
-/// Makes all of a type due at `now`. The attempts that it has had stay counted.
+/// Makes all of these due at `now`, held or not. The attempts that it has had stay counted.
 ///
 /// # Errors
 /// What the database says.
-pub fn try_now(tx: &Tx<'_>, exit_type: RoutingType, now: SystemTime) -> Result<(), StoreError> {
-    let bring = "UPDATE exit SET next_attempt = ?2 WHERE exit_type = ?1 AND next_attempt > ?2";
-    tx.execute(bring, params![exit_type.0, seconds(now)]).map(drop)
+pub fn try_now(tx: &Tx<'_>, which: Which, now: SystemTime) -> Result<(), StoreError> {
+    let Parts { exit_type, with_mail, is_so } = which.parts();
+    let bring = "UPDATE exit SET next_attempt = ?2
+        WHERE (exit_type = ?1 OR (?3 AND by_mail)) = ?4 AND next_attempt > ?2";
+    tx.execute(bring, params![exit_type, seconds(now), with_mail, is_so]).map(drop)
 }
 
-/// How many deliveries wait.
+/// Notes that a delivery leaves as e-mail, whatever its type: from then on it is among [`Which::Mail`].
+///
+/// # Errors
+/// What the database says.
+pub fn leaves_by_mail(tx: &Tx<'_>, id: ExitId) -> Result<(), StoreError> {
+    tx.execute("UPDATE exit SET by_mail = 1 WHERE id = ?1", params![id.0]).map(drop)
+}
+
+/// How many deliveries wait, held or not.
 ///
 /// # Errors
 /// What the database says.
@@ -216,16 +247,17 @@ pub fn delivered(tx: &Tx<'_>, id: ExitId) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-/// Leaves a delivery until `next_attempt`, after an attempt that failed.
+/// Leaves a delivery until `next_attempt`, after an attempt that failed. Says whether it was there: the operator may have
+/// dropped it meanwhile.
 ///
 /// # Errors
-/// [`StoreError::Missing`]; what the database says.
-pub fn postpone(tx: &Tx<'_>, id: ExitId, next_attempt: SystemTime) -> Result<(), StoreError> {
+/// What the database says.
+pub fn postpone(tx: &Tx<'_>, id: ExitId, next_attempt: SystemTime) -> Result<bool, StoreError> {
     let changed = tx.execute(
         "UPDATE exit SET attempts = attempts + 1, next_attempt = ?2 WHERE id = ?1",
         params![id.0, seconds(next_attempt)],
     )?;
-    if changed == 0 { Err(StoreError::Missing { what: "delivery" }) } else { Ok(()) }
+    Ok(changed > 0)
 }
 
 /// Drops what cannot be delivered. Says whether it was there.
@@ -245,6 +277,7 @@ fn item(view: &View<'_>, row: &Row<'_>) -> Result<ExitItem, StoreError> {
         id: ExitId(row.get(0)?),
         attempts: row.get(1)?,
         exit_type: routing_type(row, 2)?,
+        by_mail: row.get(7)?,
         address: octets(row, 3)?.to_vec(),
         content,
     })

@@ -25,12 +25,12 @@ pub fn bring_forward(tx: &Tx<'_>, latest: SystemTime) -> Result<usize, StoreErro
 mod tests {
     use crate::packet::RoutingType;
     use crate::store::queue::exit::{insert_message, next_due, postpone};
-    use crate::store::queue::{SCHEMA, left};
+    use crate::store::queue::{BY_HAND, SCHEMA, left};
     use crate::store::testing::{fresh, hour};
 
     #[test]
     fn what_waits_is_told_by_its_type() {
-        let (_folder, db) = fresh(&[SCHEMA]);
+        let (_folder, db) = fresh(&[SCHEMA, BY_HAND]);
         db.write(|tx| insert_message(tx, RoutingType::MBOX, b"frida", b"text")).unwrap();
         assert!(db.read(|view| left::waits(view, RoutingType::MBOX)).unwrap());
         assert!(!db.read(|view| left::waits(view, RoutingType::SMTP)).unwrap());
@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn what_a_clock_that_was_ahead_has_put_off_waits_no_longer_than_anything_else() {
-        let (_folder, db) = fresh(&[SCHEMA]);
+        let (_folder, db) = fresh(&[SCHEMA, BY_HAND]);
         let put_off = |until| {
             db.write(move |tx| {
                 let id = insert_message(tx, RoutingType::MBOX, b"frida", b"text")?;

@@ -6,6 +6,7 @@
 //! overwritten, for each queue that they pass.
 
 pub mod exit;
+pub mod hand;
 pub mod incoming;
 pub mod left;
 pub mod outgoing;
@@ -69,11 +70,29 @@ pub const SCHEMA: Schema = Schema {
     ],
 };
 
+/// What came later to the exit queue: a database of an earlier build goes on with what waits in it.
+pub const BY_HAND: Schema = Schema {
+    name: "queue by hand",
+    version: 1,
+    sql: "
+        -- Found to leave as e-mail, whatever its type.
+        ALTER TABLE exit ADD COLUMN by_mail INTEGER NOT NULL DEFAULT 0;
+        -- By the operator: not tried until it is released.
+        ALTER TABLE exit ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
+        -- What the operator knows it by, drawn when it is first listed: a number in order would say when it came.
+        ALTER TABLE exit ADD COLUMN label BLOB;
+        CREATE UNIQUE INDEX exit_by_label ON exit (label) WHERE label IS NOT NULL;
+        DROP INDEX exit_by_time;
+        CREATE INDEX exit_by_time ON exit (next_attempt, id) WHERE held = 0;
+    ",
+    slots: &[],
+};
+
 #[cfg(test)]
 mod tests {
     use super::incoming::{self, Admission, Next};
     use super::pool::{self, PoolItem, Released};
-    use super::{Cargo, DestinationId, ExitContent, SCHEMA, exit, outgoing};
+    use super::{BY_HAND, Cargo, DestinationId, ExitContent, SCHEMA, exit, outgoing};
     use crate::packet::{Handle, NextHop, RoutingType};
     use crate::store::Db;
     use crate::store::db::{Schema, StoreError};
@@ -81,7 +100,7 @@ mod tests {
     use crate::store::replay::{self, ReplayLog};
     use crate::store::testing::{as_after_a_kill, digest, fresh, hop, hour, packet, payload, reopened};
 
-    const SCHEMAS: [Schema; 2] = [SCHEMA, replay::SCHEMA];
+    const SCHEMAS: [Schema; 3] = [SCHEMA, BY_HAND, replay::SCHEMA];
 
     fn relay(host: &str, fill: u8) -> PoolItem {
         PoolItem::Relay { next: hop(host), packet: packet(fill) }
@@ -300,9 +319,18 @@ mod tests {
         assert_eq!(item.content, ExitContent::Payload { handle: Some(Handle([1; 20])), payload: payload(1) });
         assert!(db.write(move |tx| exit::delivered(tx, id)).unwrap());
         assert!(!db.write(move |tx| exit::give_up(tx, id)).unwrap());
-        let gone = db.write(move |tx| exit::postpone(tx, id, hour(9)));
-        assert!(matches!(gone, Err(StoreError::Missing { .. })), "{gone:?}");
+        assert!(!db.write(move |tx| exit::postpone(tx, id, hour(9))).unwrap());
         assert_eq!((db.read(exit::count).unwrap(), slots(&db)), (0, 0));
+    }
+
+    #[test]
+    fn database_of_an_earlier_build_goes_on_with_what_waits_in_it() {
+        let (folder, db) = fresh(&[SCHEMA]);
+        let earlier = "INSERT INTO exit (exit_type, address, message, attempts) VALUES (257, x'66', x'74', 3)";
+        db.write(|tx| tx.insert(earlier, &[])).unwrap();
+        let db = reopened(folder.path(), db, &SCHEMAS);
+        let due = db.read(|view| exit::due(view, hour(0), 10)).unwrap();
+        assert_eq!(due.iter().map(|item| (item.attempts, item.by_mail)).collect::<Vec<_>>(), [(3, false)]);
     }
 
     #[test]
