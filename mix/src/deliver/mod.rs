@@ -1,13 +1,14 @@
 //! Leaving the network: what an exit hands to people outside it.
 //!
 //! `mail` writes a message as a mail; `smtp` gives the mail to a server, through the proxy of `socks` where there is one,
-//! `sendmail` to a program, `maildir` puts it into a folder; `mbox` knows the exit's own users, `refusals` who gets no mail
+//! `mx` to a server of the recipient's domain, `sendmail` to a program, `maildir` puts it into a folder; `mbox` knows the exit's own users, `refusals` who gets no mail
 //! and `limits` who has had enough for now. When to deliver, and how often to try again, is `crate::node`'s to say.
 
 pub mod limits;
 pub mod mail;
 pub mod maildir;
 pub mod mbox;
+pub mod mx;
 pub mod refusals;
 pub mod sendmail;
 pub mod smtp;
