@@ -17,10 +17,12 @@ use super::start::NodeError;
 use crate::deliver::mail::MailWriter;
 use crate::deliver::maildir::{Maildir, NotKept};
 use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::mx::{MxExit, Policies};
 use crate::deliver::refusals::Refusals;
 use crate::deliver::sendmail::Sendmail;
 use crate::deliver::smtp::SmtpExit;
 use crate::net::bandwidth::Bandwidth;
+use crate::net::fetch::fetch_policy;
 use crate::net::resolve::Resolver;
 use crate::net::{connect, listen};
 use crate::store::inbox::Arrival;
@@ -30,6 +32,8 @@ pub(super) struct Deliveries {
     /// Users of this node, when it keeps mail for a gateway.
     pub(super) mailboxes: Option<Arc<dyn LocalMailboxes<Arrival>>>,
     pub(super) message_ids: MessageIds,
+    /// What domains promise of their mail servers. No reload forgets it.
+    pub(super) policies: Arc<Policies>,
 }
 
 /// The ends.
@@ -152,8 +156,7 @@ pub(super) fn check_access(config: &NodeConfig, addresses: &[SocketAddr]) -> Res
 
 /// How messages are delivered.
 fn ways(config: &NodeConfig, deliveries: &Deliveries) -> Result<Ways, NodeError> {
-    let message_ids = || deliveries.message_ids.clone();
-    let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, message_ids())).transpose()?.map(Arc::new);
+    let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, deliveries)).transpose()?.map(Arc::new);
     let mbox = match (config.mbox.enabled, deliveries.mailboxes.clone()) {
         (false, _) => None,
         (true, None) => return Err(NodeError::NoMailboxes),
@@ -163,18 +166,31 @@ fn ways(config: &NodeConfig, deliveries: &Deliveries) -> Result<Ways, NodeError>
 }
 
 /// How e-mail leaves, by the settings of the chosen way alone. Nothing is changed yet.
-pub(super) fn way_out(config: &SmtpDeliveryConfig) -> Result<(MailWriter, WayOut), NodeError> {
+pub(super) fn way_out(
+    config: &SmtpDeliveryConfig,
+    policies: &Arc<Policies>,
+) -> Result<(MailWriter, WayOut), NodeError> {
     let writer = MailWriter::new(config.mail.clone())?;
     let out = match config.way {
         Way::Smarthost => WayOut::SmartHost(Box::new(SmtpExit::new(&config.server, writer.return_address())?)),
+        Way::Mx => WayOut::Mx(Box::new(MxExit::new(&config.mx, writer.return_address(), Arc::clone(policies))?)),
         Way::Sendmail => WayOut::Sendmail(Sendmail::new(&config.sendmail)?),
         Way::Maildir => WayOut::Maildir(Maildir::new(&config.maildir)?),
     };
     Ok((writer, out))
 }
 
-fn smtp_way(config: &SmtpDeliveryConfig, message_ids: MessageIds) -> Result<SmtpWay, NodeError> {
-    let (writer, out) = way_out(config)?;
+/// The promises of mail domains, of which none is known yet.
+pub(super) fn policies() -> Arc<Policies> {
+    Arc::new(Policies::new(Box::new(|host, addresses| {
+        // Why there is none to be had changes nothing, and to say so would name the domain.
+        Box::pin(async move { fetch_policy(host.as_str(), &addresses).await.ok() })
+    })))
+}
+
+fn smtp_way(config: &SmtpDeliveryConfig, deliveries: &Deliveries) -> Result<SmtpWay, NodeError> {
+    let (writer, out) = way_out(config, &deliveries.policies)?;
+    let message_ids = deliveries.message_ids.clone();
     let (refusals, limits) = (refusals(config)?, config.limits.clone());
     if let WayOut::Maildir(maildir) = &out
         // Anything else than its mode may pass by itself: until then mail waits.

@@ -10,14 +10,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use super::changes::{Changes, Deliveries, bandwidth, check_access, refusals, rhythm, way_out};
+use super::changes::{Changes, Deliveries, bandwidth, check_access, policies, refusals, rhythm, way_out};
 use super::clock::{Even, World};
 use super::config::{MixRule, NetworkConfig, NodeConfig, OutgoingConfig};
 use super::control::{Inner, NodeControl};
 use super::counters::Counters;
 use super::describe::Descriptors;
 use super::dummies::Dummies;
-use super::exit::{ExitService, MessageIds};
+use super::exit::{Domains, ExitService, MessageIds};
 use super::incoming::{self, Incoming, PacketKeys, Worker};
 use super::keys::{InvalidKeys, KeyError, KeyPlan, Keyring};
 use super::link;
@@ -35,6 +35,7 @@ use crate::deliver::limits::Limits;
 use crate::deliver::mail::NoReturnAddress;
 use crate::deliver::maildir::InvalidMaildir;
 use crate::deliver::mbox::LocalMailboxes;
+use crate::deliver::mx::InvalidMx;
 use crate::deliver::refusals::RefusalsError;
 use crate::deliver::sendmail::InvalidSendmail;
 use crate::deliver::smtp::InvalidSmtpExit;
@@ -124,6 +125,9 @@ pub enum NodeError {
     /// Delivery by SMTP.
     #[error("node.smtp.server")]
     Smtp(#[from] InvalidSmtpExit),
+    /// Delivery to the servers of each domain.
+    #[error("node.smtp.mx")]
+    Mx(#[from] InvalidMx),
     /// Delivery by a program.
     #[error("node.smtp.sendmail")]
     Sendmail(#[from] InvalidSendmail),
@@ -169,6 +173,7 @@ impl NodeError {
             | Self::Descriptor(_)
             | Self::ReturnAddress(_)
             | Self::Smtp(_)
+            | Self::Mx(_)
             | Self::Sendmail(_)
             | Self::Maildir(_)
             | Self::Refusals(_)
@@ -200,6 +205,7 @@ impl NodeError {
             Self::Bandwidth(_) => "node.bandwidth.spike",
             Self::ReturnAddress(_) => "node.smtp.mail",
             Self::Smtp(_) => "node.smtp.server",
+            Self::Mx(_) => "node.smtp.mx",
             Self::Sendmail(_) => "node.smtp.sendmail.command",
             Self::Maildir(_) => "node.smtp.maildir.path",
             Self::Refusals(_) => "node.smtp.refusals",
@@ -316,7 +322,7 @@ impl Node {
         let identity = keyring.identity().clone();
         let own = identity.public_key().key_id();
         let message_ids = MessageIds::of(&identity);
-        let deliveries = Deliveries { mailboxes, message_ids };
+        let deliveries = Deliveries { mailboxes, message_ids, policies: policies() };
         let changes = Changes::new(config, network, deliveries, resolver)?;
 
         let incoming = Incoming::new(db.clone(), counters.clone());
@@ -430,6 +436,7 @@ impl Crew<'_> {
             stop: self.stop.clone(),
             ways: self.changes.ways.subscribe(),
             server: Arc::default(),
+            domains: Arc::new(Mutex::new(Domains::new(&mut self.world.dice()))),
             limits: Arc::new(Mutex::new(Limits::new(&mut self.world.dice()))),
             some_ready: Arc::new(true.into()),
         };
@@ -578,7 +585,7 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
         return Err(NodeError::Fragments);
     }
     if config.smtp.enabled {
-        way_out(&config.smtp)?;
+        way_out(&config.smtp, &policies())?;
         refusals(&config.smtp)?;
     }
     if config.mbox.enabled && !has_mailboxes {
