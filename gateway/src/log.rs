@@ -47,5 +47,26 @@ pub fn set_level(level: LogLevel) {
 fn targets(level: LogLevel) -> Targets {
     let level = LevelFilter::from(level);
     let ours = ["mixgate", "mix", "smtp_in", "pop_out"].map(|target| (target, level));
-    Targets::new().with_default(LevelFilter::ERROR.min(level)).with_targets(ours)
+    // Who asks the name service names whom, whatever the level: a domain is half of a recipient.
+    let names = ("hickory", LevelFilter::OFF);
+    Targets::new().with_default(LevelFilter::ERROR.min(level)).with_targets(ours).with_targets([names])
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn whoever_asks_the_name_service_writes_no_line_at_any_level_and_others_write_theirs() {
+        for level in [LogLevel::Error, LogLevel::Debug] {
+            let targets = targets(level);
+            for target in ["hickory_resolver::name_server_pool", "hickory_net::udp", "hickory_proto::op"] {
+                assert!(!targets.would_enable(target, &Level::ERROR), "{target}");
+            }
+            assert!(targets.would_enable("mix::node::exit", &Level::ERROR));
+            assert!(targets.would_enable("rustls::conn", &Level::ERROR));
+        }
+    }
 }

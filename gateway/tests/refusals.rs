@@ -9,6 +9,7 @@ use std::path::Path;
 
 use mix::deliver::maildir::InvalidMaildir;
 use mix::deliver::mbox::{AddressesError, InvalidTable};
+use mix::deliver::mx::InvalidMx;
 use mix::deliver::sendmail::InvalidSendmail;
 use mix::net::loopback::LoopbackAddress;
 use mix::net::sockets::Inherited;
@@ -139,6 +140,12 @@ async fn settings_of_the_node_are_refused_by_name() {
             change(config);
         })
     };
+    let servers = exit_by(Way::Mx, |config| {
+        config.node.smtp.mx.name_servers = vec![([127, 0, 0, 1], 53).into()];
+        config.node.smtp.mx.port = 0;
+    });
+    let servers = servers.await;
+    assert!(node(&servers.0, |e| matches!(e, NodeError::Mx(InvalidMx::Port))) && servers.1, "{servers:?}");
     let program = exit_by(Way::Sendmail, |config| config.node.smtp.sendmail.command.clear()).await;
     let no_program = |e: &NodeError| matches!(e, NodeError::Sendmail(InvalidSendmail::NoProgram));
     assert!(node(&program.0, no_program) && program.1, "{program:?}");
@@ -296,6 +303,9 @@ fn what_cannot_be_meant_is_refused_by_file_line_and_key() {
         ("node.outgoing", "retry = [{ every = \"0s\", for = \"1 day\" }]"),
         ("node.smtp", "way = \"pigeon\""),
         ("node.smtp", "mime_max_size = 1000"),
+        ("node.smtp.mx", "timeout = \"0s\""),
+        ("node.smtp.mx", "name_servers = [\"127.0.0.1\"]"),
+        ("node.smtp.mx", "inside = [\"10.0.0.0/8\"]"),
         ("node.smtp.server", "timeout = \"0s\""),
         ("node.smtp.sendmail", "timeout = \"0s\""),
         ("node.smtp.sendmail", "command = \"/usr/sbin/sendmail\""),

@@ -86,6 +86,8 @@ const ONE_FILE: &[(&str, &str, &[&str])] = &[
     ("mix", "tokio_rustls", &["net/tls.rs", "deliver/smtp/tests.rs"]),
     ("mix", "lettre", &["deliver/smtp.rs", "deliver/smtp/transport.rs"]),
     ("mix", "tokio_socks", &["deliver/socks.rs"]),
+    // The second plays the name service of tests.
+    ("mix", "hickory_resolver", &["deliver/mx/dns.rs", "deliver/mx/testing.rs"]),
     ("mix", "regex", &["deliver/refusals/pattern.rs"]),
     ("smtp-in", "smtp_proto", &["session.rs", "session/mod.rs"]),
     ("pop-out", "async_imap", &["fetch.rs"]),

@@ -256,6 +256,18 @@ impl SmtpExit {
     /// # Errors
     /// [`InvalidSmtpExit`].
     pub fn new(config: &SmtpExitConfig, return_address: &Mailbox) -> Result<Self, InvalidSmtpExit> {
+        Self::called(config, &config.host, return_address)
+    }
+
+    /// As [`SmtpExit::new`], of a server whose certificate is for `name`, wherever it is called at.
+    ///
+    /// # Errors
+    /// [`InvalidSmtpExit`].
+    pub(super) fn called(
+        config: &SmtpExitConfig,
+        name: &str,
+        return_address: &Mailbox,
+    ) -> Result<Self, InvalidSmtpExit> {
         let hello = config.hello.as_deref().unwrap_or(return_address.domain());
         let hello = HostName::parse(hello).map_err(|_| InvalidSmtpExit::Hello)?.to_string();
         check_login(config)?;
@@ -265,7 +277,7 @@ impl SmtpExit {
         let authorities = authorities(config)?;
         Ok(Self {
             config: SmtpExitConfig { hello: Some(hello.clone()), ..config.clone() },
-            tls_parameters: tls_parameters(config, authorities.as_deref())?,
+            tls_parameters: tls_parameters(config, name, authorities.as_deref())?,
             authorities,
             hello: ClientId::Domain(hello),
         })
@@ -446,9 +458,10 @@ fn read_authorities(path: &Path) -> Result<Vec<u8>, BadCaFile> {
 
 fn tls_parameters(
     config: &SmtpExitConfig,
+    name: &str,
     authorities: Option<&[u8]>,
 ) -> Result<Option<TlsParameters>, InvalidSmtpExit> {
-    let parameters = TlsParameters::builder(config.host.clone());
+    let parameters = TlsParameters::builder(name.to_owned());
     let parameters = match config.tls {
         SmtpTls::None => return Ok(None),
         SmtpTls::Opportunistic => {
@@ -487,6 +500,11 @@ pub struct Conversation {
 }
 
 impl Conversation {
+    /// The same, with time until then.
+    pub(super) fn until(self, deadline: Instant) -> Self {
+        Self { deadline, ..self }
+    }
+
     /// Says who is to have the mail, until the server asks for it. It has nothing by then.
     ///
     /// # Errors
@@ -504,6 +522,11 @@ impl Conversation {
         self.say(Rcpt::new(address(to), Vec::new())).await?;
         self.end().await;
         Ok(())
+    }
+
+    /// Says good-bye without a mail.
+    pub async fn leave(mut self) {
+        self.end().await;
     }
 
     /// Hands the mail over. It has CRLF at the end of each line and ASCII alone, as `mail::MailWriter` writes it.
@@ -585,4 +608,4 @@ fn trouble(error: &lettre::transport::smtp::Error) -> Trouble {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

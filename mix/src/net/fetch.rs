@@ -1,14 +1,16 @@
-//! Fetches directories and uploads descriptors over HTTP (dir-spec 5). The only file that names `reqwest`.
+//! Fetches directories and uploads descriptors over HTTP (dir-spec 5), and fetches what mail domains promise (RFC 8461). The
+//! only file that names `reqwest`.
 //!
 //! What is fetched is text and no more: whom to believe is decided by `directory::signed`, so plain HTTP does no harm but
 //! show that somebody fetched a directory. Nothing tells one client from another: no User-Agent, no cookies, no redirects.
 
 use std::io::Read as _;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use flate2::read::MultiGzDecoder;
 use reqwest::redirect::Policy;
-use reqwest::{Client, Response, Url};
+use reqwest::{Client, ClientBuilder, Response, Url};
 
 use super::tls;
 
@@ -46,10 +48,10 @@ pub enum FetchError {
     #[error("setting up the HTTP client")]
     Client(#[source] reqwest::Error),
     /// The server could not be reached or broke off. Worth another try.
-    #[error("the directory server is unavailable")]
+    #[error("the server is unavailable")]
     Unavailable(#[source] reqwest::Error),
     /// The server answered, but not with what was asked for.
-    #[error("the directory server answered with HTTP status {code}")]
+    #[error("the server answered with HTTP status {code}")]
     Status {
         /// The status.
         code: u16,
@@ -66,6 +68,9 @@ pub enum FetchError {
     /// Not UTF-8, so no directory either.
     #[error("the answer is not text")]
     NotText,
+    /// Not what a policy is sent as.
+    #[error("the answer is not of type text/plain")]
+    Type,
     /// Not the two lines of dir-spec 5.2.
     #[error("the answer to an upload has not the form of the specification")]
     Reply,
@@ -116,6 +121,37 @@ pub async fn upload_descriptor(url: &str, text: &str) -> Result<Uploaded, FetchE
     uploaded(std::str::from_utf8(&reply).map_err(|_| FetchError::NotText)?)
 }
 
+/// What is read of a policy, and how long it may take: RFC 8461 3.3 names 64 KB and a minute.
+const POLICY: FetchLimits = FetchLimits { body: 64 * 1024, inflated: 64 * 1024, timeout: Duration::from_secs(30) };
+
+/// Fetches the policy of a mail domain from its web server (RFC 8461 3.3), which has one of these addresses and must prove
+/// its name.
+///
+/// # Errors
+/// [`FetchError`], all variants but those of uploads.
+pub async fn fetch_policy(host: &str, addresses: &[IpAddr]) -> Result<String, FetchError> {
+    let url = format!("https://{host}/.well-known/mta-sts.txt");
+    let addresses: Vec<_> = addresses.iter().map(|address| SocketAddr::new(*address, 443)).collect();
+    let (parsed, builder) = builder(&url, &POLICY)?;
+    // Whoever owns the domain must lead nobody to where its mail may not go.
+    let client = builder.resolve_to_addrs(host, &addresses).https_only(true).build();
+    policy(client.map_err(FetchError::Client)?, parsed, POLICY.body).await
+}
+
+async fn policy(client: Client, url: Url, max: usize) -> Result<String, FetchError> {
+    let response = client.get(url).send().await.map_err(FetchError::Unavailable)?;
+    // Neither a redirect nor another success will do.
+    if response.status().as_u16() != 200 {
+        return Err(FetchError::Status { code: response.status().as_u16() });
+    }
+    let kind = response.headers().get("content-type").and_then(|kind| kind.to_str().ok());
+    let kind = kind.and_then(|kind| kind.split(';').next()).map(str::trim);
+    if !kind.is_some_and(|kind| kind.eq_ignore_ascii_case("text/plain")) {
+        return Err(FetchError::Type);
+    }
+    String::from_utf8(body(response, max).await?).map_err(|_| FetchError::NotText)
+}
+
 fn uploaded(reply: &str) -> Result<Uploaded, FetchError> {
     let value = |prefix| reply.lines().find_map(|line| line.strip_prefix(prefix)).map(str::trim);
     let message = value("Message:").ok_or(FetchError::Reply)?.to_owned();
@@ -129,6 +165,11 @@ fn uploaded(reply: &str) -> Result<Uploaded, FetchError> {
 
 /// A client for one request. Connections are not kept: requests are a day apart.
 fn client(url: &str, limits: &FetchLimits) -> Result<(Url, Client), FetchError> {
+    let (parsed, builder) = builder(url, limits)?;
+    Ok((parsed, builder.build().map_err(FetchError::Client)?))
+}
+
+fn builder(url: &str, limits: &FetchLimits) -> Result<(Url, ClientBuilder), FetchError> {
     let bad = || FetchError::Url { url: url.to_owned() };
     let parsed = Url::parse(url).map_err(|_| bad())?;
     let builder = Client::builder().redirect(Policy::none()).timeout(limits.timeout).no_proxy();
@@ -142,7 +183,7 @@ fn client(url: &str, limits: &FetchLimits) -> Result<(Url, Client), FetchError> 
         }
         _ => return Err(bad()),
     };
-    Ok((parsed, builder.build().map_err(FetchError::Client)?))
+    Ok((parsed, builder))
 }
 
 async fn body(mut response: Response, max: usize) -> Result<Vec<u8>, FetchError> {
@@ -252,6 +293,29 @@ mod tests {
         assert!(matches!(fetched(ok(&[0xff])).await, Err(FetchError::NotText)));
         let moved = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1/\r\ncontent-length: 0\r\n\r\n";
         assert!(matches!(fetched(moved.to_vec()).await, Err(FetchError::Status { code: 302 })));
+    }
+
+    #[tokio::test]
+    async fn policy_is_plain_text_of_one_answer_and_nothing_else() {
+        let answered = async |answer: Vec<u8>| {
+            let (url, task) = server(answer).await;
+            let (url, client) = client(&url, &LIMITS).unwrap();
+            let outcome = policy(client, url, LIMITS.body).await;
+            task.abort();
+            outcome
+        };
+        let plain = |head: &str, body: &str| format!("HTTP/1.1 {head}\r\nconnection: close\r\n\r\n{body}").into_bytes();
+        let good = plain("200 OK\r\ncontent-type: Text/Plain; charset=utf-8", "version: STSv1\n");
+        assert_eq!(answered(good).await.unwrap(), "version: STSv1\n");
+        let html = answered(plain("200 OK\r\ncontent-type: text/html", "version: STSv1\n")).await;
+        assert!(matches!(html, Err(FetchError::Type)), "{html:?}");
+        assert!(matches!(answered(ok(b"version: STSv1\n")).await, Err(FetchError::Type)), "it says no type");
+        let moved = answered(plain("301 Moved\r\nlocation: http://127.0.0.1/\r\ncontent-type: text/plain", "")).await;
+        assert!(matches!(moved, Err(FetchError::Status { code: 301 })), "{moved:?}");
+        let other = answered(plain("203 Non-Authoritative\r\ncontent-type: text/plain", "version: STSv1\n")).await;
+        assert!(matches!(other, Err(FetchError::Status { code: 203 })), "{other:?}");
+        let long = answered(plain("200 OK\r\ncontent-type: text/plain", &"x".repeat(1001))).await;
+        assert!(matches!(long, Err(FetchError::TooLong { max: 1000 })), "{long:?}");
     }
 
     #[tokio::test]

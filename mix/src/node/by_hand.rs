@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use super::clock::{Even, World};
 use super::counters::Counters;
 use super::durable;
-use super::exit::MailServer;
+use super::exit::{Domains, MailServer};
 use crate::packet::RoutingType;
 use crate::store::queue::exit;
 use crate::store::queue::hand::{self, Count, Waiting};
@@ -116,6 +116,7 @@ pub struct ExitQueue {
 struct Running {
     bell: watch::Sender<()>,
     server: Arc<Mutex<MailServer>>,
+    domains: Arc<Mutex<Domains>>,
     counters: Counters,
 }
 
@@ -141,10 +142,10 @@ impl ExitQueue {
         world: World,
         even: Even,
         bell: watch::Sender<()>,
-        server: Arc<Mutex<MailServer>>,
+        (server, domains): (Arc<Mutex<MailServer>>, Arc<Mutex<Domains>>),
         counters: Counters,
     ) -> Self {
-        Self { db, world, even, running: Some(Running { bell, server, counters }) }
+        Self { db, world, even, running: Some(Running { bell, server, domains, counters }) }
     }
 
     /// What waits. Labels what has no label yet.
@@ -213,6 +214,7 @@ impl ExitQueue {
                 let due = durable::write(&self.db, move |tx| hand::flush(tx, chosen, now)).await?;
                 if let Some(running) = &self.running {
                     running.server.lock().unwrap_or_else(PoisonError::into_inner).is_there();
+                    running.domains.lock().unwrap_or_else(PoisonError::into_inner).forget();
                 }
                 self.ring();
                 due

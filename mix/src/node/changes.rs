@@ -19,11 +19,13 @@ use crate::deliver::dkim::Signer;
 use crate::deliver::mail::MailWriter;
 use crate::deliver::maildir::{Maildir, NotKept};
 use crate::deliver::mbox::{AddressTable, AddressesError, LocalMailboxes};
+use crate::deliver::mx::{MxExit, Policies};
 use crate::deliver::opt_out::{Offer, OptOutKey};
 use crate::deliver::refusals::Refusals;
 use crate::deliver::sendmail::Sendmail;
 use crate::deliver::smtp::SmtpExit;
 use crate::net::bandwidth::Bandwidth;
+use crate::net::fetch::fetch_policy;
 use crate::net::resolve::Resolver;
 use crate::net::{connect, listen};
 use crate::store::inbox::Arrival;
@@ -34,6 +36,8 @@ pub(super) struct Deliveries {
     pub(super) mailboxes: Option<Arc<dyn LocalMailboxes<Arrival>>>,
     pub(super) message_ids: MessageIds,
     pub(super) opt_out_key: OptOutKey,
+    /// What domains promise of their mail servers. No reload forgets it.
+    pub(super) policies: Arc<Policies>,
 }
 
 /// The ends.
@@ -162,18 +166,30 @@ fn ways(config: &NodeConfig, deliveries: &Deliveries) -> Result<Ways, NodeError>
 }
 
 /// How e-mail leaves, by the settings of the chosen way alone. Nothing is changed yet.
-pub(super) fn way_out(config: &SmtpDeliveryConfig) -> Result<(MailWriter, WayOut), NodeError> {
+pub(super) fn way_out(
+    config: &SmtpDeliveryConfig,
+    policies: &Arc<Policies>,
+) -> Result<(MailWriter, WayOut), NodeError> {
     let writer = MailWriter::new(config.mail.clone())?;
     let out = match config.way {
         Way::Smarthost => WayOut::SmartHost(Box::new(SmtpExit::new(&config.server, writer.return_address())?)),
+        Way::Mx => WayOut::Mx(Box::new(MxExit::new(&config.mx, writer.return_address(), Arc::clone(policies))?)),
         Way::Sendmail => WayOut::Sendmail(Sendmail::new(&config.sendmail)?),
         Way::Maildir => WayOut::Maildir(Maildir::new(&config.maildir)?),
     };
     Ok((writer, out))
 }
 
+/// The promises of mail domains, of which none is known yet.
+pub(super) fn policies() -> Arc<Policies> {
+    Arc::new(Policies::new(Box::new(|host, addresses| {
+        // Why there is none to be had changes nothing, and to say so would name the domain.
+        Box::pin(async move { fetch_policy(host.as_str(), &addresses).await.ok() })
+    })))
+}
+
 fn smtp_way(config: &SmtpDeliveryConfig, deliveries: &Deliveries) -> Result<SmtpWay, NodeError> {
-    let (writer, out) = way_out(config)?;
+    let (writer, out) = way_out(config, &deliveries.policies)?;
     let OptOutConfig { url, mail, .. } = config.opt_out.clone();
     let writer = writer.offering(Offer::new(deliveries.opt_out_key.clone(), url, mail));
     let (message_ids, dkim) = (deliveries.message_ids.clone(), Signer::new(&config.dkim)?);

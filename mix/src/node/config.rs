@@ -13,6 +13,7 @@ use crate::deliver::dkim::DkimConfig;
 use crate::deliver::limits::LimitsConfig;
 use crate::deliver::mail::MailConfig;
 use crate::deliver::maildir::MaildirConfig;
+use crate::deliver::mx::MxConfig;
 use crate::deliver::sendmail::SendmailConfig;
 use crate::deliver::smtp::SmtpExitConfig;
 use crate::net::addresses::{Access, ListenAddresses};
@@ -244,6 +245,8 @@ pub enum Way {
     /// To a mail server that takes all of it: `[node.smtp.server]`.
     #[default]
     Smarthost,
+    /// To the mail servers of each recipient's domain: `[node.smtp.mx]`.
+    Mx,
     /// To a program: `[node.smtp.sendmail]`.
     Sendmail,
     /// Into a folder: `[node.smtp.maildir]`.
@@ -279,6 +282,8 @@ pub struct SmtpDeliveryConfig {
     pub way: Way,
     /// The server that takes the mail.
     pub server: SmtpExitConfig,
+    /// How the servers of each domain are found and called.
+    pub mx: MxConfig,
     /// The program that takes it.
     pub sendmail: SendmailConfig,
     /// The folder that it is put into.
@@ -337,6 +342,7 @@ impl Default for SmtpDeliveryConfig {
             proof_address: None,
             way: Way::default(),
             server: SmtpExitConfig::default(),
+            mx: MxConfig::default(),
             sendmail: SendmailConfig::default(),
             maildir: MaildirConfig::default(),
             mail: MailConfig::default(),

@@ -7,6 +7,10 @@
 //! the schedule, from the first failure on that it is away for, and not each mail by its own. What it says of one mail or
 //! its recipient is that mail's own. Each mail has as many tries as the schedule, and which it has had is on disk.
 //!
+//! Where mail leaves to the servers of each recipient's domain, each domain is a destination, and one that hangs has few of
+//! the places. A message for several recipients becomes a delivery for each, in one step and before any is tried: whoever has
+//! his mail gets it no second time, and none learns of the others.
+//!
 //! What comes while its delivery is switched off waits as for a server that is away: when it was taken nobody knows, for it
 //! has been through the pool, and a message through its fragments. So a node that never delivered keeps for a while what
 //! strangers send it, as an exit does whose server is away; the reserve of the disk bounds both.
@@ -48,22 +52,30 @@ use crate::store::fragments::{self, Addition, FragmentedId};
 use crate::store::inbox::Arrival;
 use crate::store::opt_outs;
 use crate::store::queue::exit::Which;
-use crate::store::queue::{ExitContent as Queued, ExitItem};
-use crate::store::queue::{exit as queue, left};
+use crate::store::queue::{ExitContent as Queued, ExitId, ExitItem};
+use crate::store::queue::{apart, exit as queue, left};
 use crate::store::{Db, StoreError, Tx};
 
+mod destinations;
 mod mailbox;
 mod proof;
+mod under_way;
 mod way;
 
+pub(super) use destinations::{Domains, MailServer};
 pub(super) use mailbox::{Elsewhere, MboxWay};
 pub use proof::MailDelivery;
 pub(super) use proof::{Prover, Standing};
+use under_way::UnderWay;
 pub(super) use way::WayOut;
 use way::{Fault, Letter, NotTaken};
 
 /// Deliveries at a time, of e-mail and again of all else.
 const DELIVERIES: usize = 8;
+/// Deliveries at a time where each domain is a destination of its own: most of their time servers of others take.
+const DELIVERIES_APART: usize = 32;
+/// How many of them one owner of domains may have: his servers may hang, and he may send himself any number of mails.
+const DELIVERIES_OF_OWNER: usize = 2;
 /// Messages read from the queue at once: each may have the size of a whole message.
 const LOAD: usize = 16;
 /// The longest time between two looks at the queue.
@@ -207,35 +219,12 @@ pub(super) struct ExitService {
     /// Each delivery goes by what holds when it begins.
     pub(super) ways: watch::Receiver<Ways>,
     pub(super) server: Arc<Mutex<MailServer>>,
+    /// The domains that are away, where each is a destination of its own.
+    pub(super) domains: Arc<Mutex<Domains>>,
     /// Who has had how many mails. A reload forgets none of it.
     pub(super) limits: Arc<Mutex<Limits>>,
     /// Whether there may be messages of which enough fragments are here; true at the start.
     pub(super) some_ready: Arc<AtomicBool>,
-}
-
-/// What is known of the mail server.
-#[derive(Debug, Default)]
-pub(super) struct MailServer {
-    /// How often it was found to be there or away.
-    looks: u64,
-    /// How often it was away since it was there.
-    failures: u32,
-    /// Until when it is not called.
-    until: Option<SystemTime>,
-    /// What the operator was told to mend, of a setting, a program or a folder.
-    told: Option<String>,
-}
-
-impl MailServer {
-    pub(super) fn is_there(&mut self) {
-        *self = Self { looks: self.looks + 1, ..Self::default() };
-    }
-
-    /// Whether to tell the operator that something is for him to mend: once, until it works again. A line for each try would
-    /// tell when there was mail.
-    fn tells(&mut self, fault: &str) -> bool {
-        self.told.replace(fault.to_owned()).as_deref() != Some(fault)
-    }
 }
 
 /// What may be delivered beside each other: neither waits for the other.
@@ -266,6 +255,8 @@ enum Verdict {
     Later(RetrySchedule),
     /// A limit does not let it through yet. Try again by the schedule of e-mail, and no sooner than after this time.
     NotYet(Duration),
+    /// Nothing was tried, and nothing is to be until then: its domain is away.
+    NotBefore(SystemTime),
     /// Nothing was tried: the process ends, or the mail server was found to be away. It stays as it is.
     Untried,
 }
@@ -273,8 +264,8 @@ enum Verdict {
 impl ExitService {
     /// The queue for the operator's hand.
     pub(super) fn by_hand(&self) -> ExitQueue {
-        let Self { db, bell, counters, world, even, server, .. } = self.clone();
-        ExitQueue::of(db, world, even, bell, server, counters)
+        let Self { db, bell, counters, world, even, server, domains, .. } = self.clone();
+        ExitQueue::of(db, world, even, bell, (server, domains), counters)
     }
 
     /// Serves the queue until stopped.
@@ -288,6 +279,7 @@ impl ExitService {
         let mut expiry = tokio::time::interval(EXPIRY);
         let mut clock = Steadiness::new(self.world.now());
         let mut known = self.ways.borrow().of_mail();
+        let mut under_way = UnderWay::default();
         while !self.stop.is_cancelled() {
             if lane == Lane::House && self.some_ready.swap(false, Ordering::Relaxed) {
                 self.reassemble_ready().await;
@@ -295,17 +287,27 @@ impl ExitService {
             if lane == Lane::Mail {
                 self.look_at_the_server(&mut known).await;
             }
-            let (now, which) = (self.even.now(), lane.which());
-            if self.holds(lane).is_none() {
-                match durable::read(&self.db, move |view| queue::due_of(view, which, now, LOAD)).await {
-                    Ok(due) if !due.is_empty() => {
-                        self.deliver_all(due).await;
-                        continue;
+            if self.goes_apart(lane) {
+                if under_way.begin(self).await {
+                    continue;
+                }
+            } else {
+                // They are in the queue as long as they are under way.
+                under_way.end().await;
+                if self.holds(lane).is_none() {
+                    let (now, which) = (self.even.now(), lane.which());
+                    match durable::read(&self.db, move |view| queue::due_of(view, which, now, LOAD)).await {
+                        Ok(due) if !due.is_empty() => {
+                            self.deliver_all(due).await;
+                            continue;
+                        }
+                        Ok(_) => {}
+                        Err(e) => error!(error = %e, "the exit queue cannot be read"),
                     }
-                    Ok(_) => {}
-                    Err(e) => error!(error = %e, "the exit queue cannot be read"),
                 }
             }
+            // What is under way is due: when it has ended, there will be another look.
+            let pause = if under_way.is_empty() { self.until_next_due(lane).await } else { LOOK_AGAIN };
             tokio::select! {
                 Ok(()) = rung.changed() => {}
                 // It may be another server now.
@@ -314,10 +316,17 @@ impl ExitService {
                     let steady = clock.look(self.world.now());
                     self.expire(steady).await;
                 }
-                () = tokio::time::sleep(self.until_next_due(lane).await) => {}
+                Some(()) = under_way.one_ends() => {}
+                () = tokio::time::sleep(pause) => {}
                 () = self.stop.cancelled() => {}
             }
         }
+        under_way.end().await;
+    }
+
+    /// Whether each domain is a destination of its own there.
+    fn goes_apart(&self, lane: Lane) -> bool {
+        lane == Lane::Mail && self.ways.borrow().of_mail().iter().flatten().any(|way| way.out.goes_apart())
     }
 
     /// Another mail server than the one that was known, or another way, has all mail tried at once: it waits for the one
@@ -331,6 +340,7 @@ impl ExitService {
         *known = ways;
         if is_another {
             self.server().is_there();
+            self.domains().forget();
             let now = self.even.now();
             durable::note(&self.db, &self.stop, move |tx| queue::try_now(tx, Which::Mail, now)).await;
         }
@@ -338,6 +348,18 @@ impl ExitService {
 
     fn server(&self) -> MutexGuard<'_, MailServer> {
         self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn domains(&self) -> MutexGuard<'_, Domains> {
+        self.domains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at a destination: the one there is, or a domain.
+    fn at<T>(&self, domain: Option<&str>, look: impl FnOnce(&mut MailServer) -> T) -> T {
+        match domain {
+            None => look(&mut self.server()),
+            Some(domain) => self.domains().at(domain, look),
+        }
     }
 
     /// How long nothing is tried there, though it may be due.
@@ -442,18 +464,21 @@ impl ExitService {
                 let wait = self.ways.borrow().smtp_retry.wait_after(failures);
                 self.put_off(id, wait.map(|wait| wait.max(least))).await;
             }
+            Verdict::NotBefore(next) => {
+                durable::note(&self.db, &self.stop, move |tx| apart::leave_until(tx, id, next)).await;
+            }
             Verdict::Untried => {}
         }
     }
 
     /// Leaves it for so long, or gives it up when its time is over.
-    async fn put_off(&self, id: crate::store::queue::ExitId, wait: Option<Duration>) {
+    async fn put_off(&self, id: ExitId, wait: Option<Duration>) {
         let Some(wait) = wait else { return self.give_up(id).await };
         let next = self.even.now() + wait;
         durable::note(&self.db, &self.stop, move |tx| queue::postpone(tx, id, next)).await;
     }
 
-    async fn give_up(&self, id: crate::store::queue::ExitId) {
+    async fn give_up(&self, id: ExitId) {
         debug!("a message could not be delivered and was dropped");
         self.counters.undeliverable(1);
         durable::note(&self.db, &self.stop, move |tx| queue::give_up(tx, id)).await;
@@ -467,8 +492,9 @@ impl ExitService {
             let crowded = self.is_crowded(RoutingType::SMTP).await;
             return if crowded { Verdict::Undeliverable } else { Verdict::Later(smtp_retry) };
         };
-        let to = std::str::from_utf8(&item.address).ok().and_then(|address| Mailbox::parse(address).ok());
-        let Some(to) = to else { return Verdict::Undeliverable };
+        let Ok(recipients) = Mailbox::parse_list(&item.address) else { return Verdict::Undeliverable };
+        let [to] = &recipients[..] else { return self.split(item.id, recipients).await };
+        let to = to.clone();
         self.mail_by(way, to, item).await
     }
 
@@ -497,8 +523,9 @@ impl ExitService {
             Err(e) => return failed(&e),
         }
         // Else its place would be missing to others, and it would lose a try.
-        if self.holds(Lane::Mail).is_some() {
-            return Verdict::Untried;
+        let domain = way.out.domain(&to);
+        if let Some(waits) = self.waits(domain.as_deref()) {
+            return waits;
         }
         let place = match self.limits().take(&way.limits, &to, self.even.now()) {
             Ok(place) => place,
@@ -507,11 +534,18 @@ impl ExitService {
                 return Verdict::NotYet(wait);
             }
         };
-        let (verdict, may_have_it) = self.mail_to(way, to, item).await;
+        let (verdict, may_have_it) = self.mail_to(way, (to, domain.as_deref()), item).await;
         if !may_have_it {
             self.limits().give_back(&place);
         }
         verdict
+    }
+
+    /// What becomes of mail while its destination is away.
+    fn waits(&self, domain: Option<&str>) -> Option<Verdict> {
+        let until = self.at(domain, |server| server.waits(self.even.now()))?;
+        // Mail for the one server there is waits together, and is not even looked at.
+        Some(if domain.is_some() { Verdict::NotBefore(until) } else { Verdict::Untried })
     }
 
     fn limits(&self) -> MutexGuard<'_, Limits> {
@@ -519,7 +553,12 @@ impl ExitService {
     }
 
     /// And whether the recipient may have it now. A try without an answer counts: it takes the time of others, too.
-    async fn mail_to(&self, way: Arc<SmtpWay>, to: Mailbox, item: ExitItem) -> (Verdict, bool) {
+    async fn mail_to(
+        &self,
+        way: Arc<SmtpWay>,
+        (to, domain): (Mailbox, Option<&str>),
+        item: ExitItem,
+    ) -> (Verdict, bool) {
         let (writer, recipient, now) = (Arc::clone(&way), to.clone(), self.world.now());
         let written = spawn_blocking(move || {
             let key = delivery_key(&item);
@@ -536,22 +575,19 @@ impl ExitService {
             Ok(None) => return (Verdict::Undeliverable, false),
             Err(e) => return (failed(&e), false),
         };
-        let looks = {
-            let server = self.server();
-            // Others may have found out while this one waited for its place.
-            if server.until.is_some_and(|until| self.even.now() < until) {
-                return (Verdict::Untried, false);
-            }
-            server.looks
-        };
+        // Others may have found out while this one waited for its place.
+        if let Some(waits) = self.waits(domain) {
+            return (waits, false);
+        }
+        let looks = self.at(domain, |server| server.looks);
         let letter = Letter { from: way.writer.return_address(), to: &to, mail: &mail, name };
-        let outcome = way.out.hand_over(&letter, &self.stop).await;
+        let outcome = way.out.hand_over(&letter, self.world.dice(), &self.stop).await;
         let schedule = way.retry.clone();
         match outcome {
             None => return (Verdict::Untried, false),
-            Some(Err(NotTaken::Away(fault))) => return (self.away(looks, schedule, fault).await, false),
+            Some(Err(NotTaken::Away(fault))) => return (self.away(domain, looks, schedule, fault).await, false),
             Some(Err(NotTaken::Unanswered)) => return (Verdict::Later(schedule), true),
-            _ => self.server().is_there(),
+            _ => self.at(domain, MailServer::is_there),
         }
         match outcome {
             Some(Ok(())) => (Verdict::Delivered, true),
@@ -560,28 +596,29 @@ impl ExitService {
         }
     }
 
-    /// The server is away, as a try found that began after so many looks: puts off all mail for it, once. The operator
+    /// A destination is away, as a try found that began after so many looks: puts off all mail for it, once. The operator
     /// hears once of what is for him to mend.
-    async fn away(&self, looks: u64, schedule: RetrySchedule, fault: Option<Fault>) -> Verdict {
+    async fn away(&self, domain: Option<&str>, looks: u64, schedule: RetrySchedule, fault: Option<Fault>) -> Verdict {
         let now = self.even.now();
-        let next = {
-            let mut server = self.server();
+        let next = self.at(domain, |server| {
             if server.looks != looks {
                 // Others have found out since: that it is away, or that it is there and has trouble with this one.
-                return if server.failures > 0 { Verdict::Untried } else { Verdict::Later(schedule) };
+                return Err(server.failures > 0);
             }
-            server.looks += 1;
             if let Some(fault) = fault.filter(|fault| server.tells(&fault.to_string())) {
                 warn!(error = %fault, "no mail can be delivered: all of it waits until this is mended");
             }
-            server.failures = server.failures.saturating_add(1).min(schedule.tries());
-            let next = now + schedule.wait_after(server.failures).unwrap_or_default();
-            server.until = Some(next);
-            next
+            Ok(server.is_away(&schedule, now))
+        });
+        let next = match next {
+            Ok(next) => next,
+            Err(is_away) => return if is_away { Verdict::Untried } else { Verdict::Later(schedule) },
         };
-        debug!("the mail server is away: all mail waits");
-        let put_off = durable::note(&self.db, &self.stop, move |tx| {
-            queue::postpone_all(tx, Which::Mail, now, next, schedule.tries())
+        debug!("the mail server is away: all mail for it waits");
+        let (tries, domain) = (schedule.tries(), domain.map(str::to_owned));
+        let put_off = durable::note(&self.db, &self.stop, move |tx| match &domain {
+            None => queue::postpone_all(tx, Which::Mail, now, next, tries),
+            Some(domain) => apart::postpone_domain(tx, domain, now, next, tries),
         });
         self.counters.undeliverable(put_off.await.unwrap_or_default());
         Verdict::Untried

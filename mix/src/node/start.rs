@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::by_hand::ExitQueue;
-use super::changes::{Changes, Deliveries, addresses, bandwidth, check_access, refusals, rhythm, way_out};
+use super::changes::{Changes, Deliveries, addresses, bandwidth, check_access, policies, refusals, rhythm, way_out};
 use super::clock::{Even, World};
 use super::config::{MixRule, NetworkConfig, NodeConfig, OutgoingConfig};
 use super::control::{Inner, NodeControl};
 use super::counters::Counters;
 use super::describe::Descriptors;
 use super::dummies::Dummies;
-use super::exit::{ExitService, MessageIds, Prover};
+use super::exit::{Domains, ExitService, MessageIds, Prover};
 use super::incoming::{self, Incoming, PacketKeys, Worker};
 use super::keys::{InvalidKeys, KeyError, KeyPlan, Keyring};
 use super::link;
@@ -37,6 +37,7 @@ use crate::deliver::limits::Limits;
 use crate::deliver::mail::NoReturnAddress;
 use crate::deliver::maildir::InvalidMaildir;
 use crate::deliver::mbox::{AddressesError, LocalMailboxes};
+use crate::deliver::mx::InvalidMx;
 use crate::deliver::opt_out::OptOutKey;
 use crate::deliver::refusals::RefusalsError;
 use crate::deliver::sendmail::InvalidSendmail;
@@ -127,6 +128,9 @@ pub enum NodeError {
     /// Delivery by SMTP.
     #[error("node.smtp.server")]
     Smtp(#[from] InvalidSmtpExit),
+    /// Delivery to the servers of each domain.
+    #[error("node.smtp.mx")]
+    Mx(#[from] InvalidMx),
     /// Delivery by a program.
     #[error("node.smtp.sendmail")]
     Sendmail(#[from] InvalidSendmail),
@@ -185,6 +189,7 @@ impl NodeError {
             | Self::Descriptor(_)
             | Self::ReturnAddress(_)
             | Self::Smtp(_)
+            | Self::Mx(_)
             | Self::Sendmail(_)
             | Self::Maildir(_)
             | Self::Refusals(_)
@@ -219,6 +224,7 @@ impl NodeError {
             Self::Bandwidth(_) => "node.bandwidth.spike",
             Self::ReturnAddress(_) => "node.smtp.mail",
             Self::Smtp(_) => "node.smtp.server",
+            Self::Mx(_) => "node.smtp.mx",
             Self::Sendmail(_) => "node.smtp.sendmail.command",
             Self::Maildir(_) => "node.smtp.maildir.path",
             Self::Refusals(_) => "node.smtp.refusals",
@@ -339,7 +345,7 @@ impl Node {
         let own = identity.public_key().key_id();
         let message_ids = MessageIds::of(&identity);
         let opt_out_key = OptOutKey::of(&identity);
-        let deliveries = Deliveries { mailboxes, message_ids, opt_out_key: opt_out_key.clone() };
+        let deliveries = Deliveries { mailboxes, message_ids, opt_out_key: opt_out_key.clone(), policies: policies() };
         let changes = Changes::new(config, network, deliveries, resolver)?;
 
         let incoming = Incoming::new(db.clone(), counters.clone());
@@ -466,6 +472,7 @@ impl Crew<'_> {
             stop: self.stop.clone(),
             ways: self.changes.ways.subscribe(),
             server: Arc::default(),
+            domains: Arc::new(Mutex::new(Domains::new(&mut self.world.dice()))),
             limits: Arc::new(Mutex::new(Limits::new(&mut self.world.dice()))),
             some_ready: Arc::new(true.into()),
         };
@@ -620,7 +627,7 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
         return Err(NodeError::NoMailboxes);
     }
     if config.smtp.enabled || users.is_some() {
-        way_out(&config.smtp)?;
+        way_out(&config.smtp, &policies())?;
         refusals(&config.smtp)?;
         Signer::new(&config.smtp.dkim)?;
         let opt_out = &config.smtp.opt_out;

@@ -13,6 +13,11 @@ use crate::packet::{HANDLE_LEN, HEADER_LEN, RoutingType};
 /// fixed part of its subheader (42) and the decoding handle. A longer one fits no packet.
 pub const MAX_EXIT_INFO_LEN: usize = HEADER_LEN - 42 - 42 - HANDLE_LEN;
 
+/// Recipients of one message by SMTP, at most (E2E-spec 3.3.1).
+pub const MAX_RECIPIENTS: usize = 8;
+/// What stands between them.
+const BETWEEN_RECIPIENTS: char = '\0';
+
 /// The exit type of a message that some exits deliver to nowhere but their log.
 const TEST: RoutingType = RoutingType(0xFFFE);
 
@@ -81,6 +86,12 @@ pub enum InvalidAddress {
     /// `word:` of a kind nobody knows.
     #[error("the kind of address before the colon is unknown")]
     Kind,
+    /// More than one message may have.
+    #[error("more than {MAX_RECIPIENTS} recipients of one message")]
+    TooManyRecipients,
+    /// An order of its own tells one sender from another.
+    #[error("recipients are out of order, or one is there twice")]
+    RecipientOrder,
     /// No header has room for it.
     #[error("{len} octets of address; a packet holds at most {MAX_EXIT_INFO_LEN}")]
     TooLong {
@@ -225,6 +236,24 @@ impl Mailbox {
         Ok(Self(text.to_owned()))
     }
 
+    /// Reads whom a packet of exit type SMTP is for (E2E-spec 3.3.1): one to eight mailboxes with an octet 0 between two,
+    /// each once, in the order of their octets.
+    ///
+    /// # Errors
+    /// As [`Mailbox::parse`], of any of them; [`InvalidAddress::TooManyRecipients`], [`InvalidAddress::RecipientOrder`].
+    pub fn parse_list(octets: &[u8]) -> Result<Vec<Self>, InvalidAddress> {
+        let text = std::str::from_utf8(octets).map_err(|_| InvalidAddress::Mailbox)?;
+        if text.split(BETWEEN_RECIPIENTS).count() > MAX_RECIPIENTS {
+            return Err(InvalidAddress::TooManyRecipients);
+        }
+        let mailboxes = text.split(BETWEEN_RECIPIENTS).map(Self::parse).collect::<Result<Vec<_>, _>>()?;
+        if mailboxes.is_sorted_by(|one, next| one.0 < next.0) {
+            Ok(mailboxes)
+        } else {
+            Err(InvalidAddress::RecipientOrder)
+        }
+    }
+
     /// The mailbox as written.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -308,6 +337,31 @@ mod tests {
     fn mailbox_that_could_be_a_command_is_refused() {
         assert_eq!(refused("|a@b.c"), InvalidAddress::LeadingPipe);
         assert_eq!(refused("0x0100:|a@b.c"), InvalidAddress::LeadingPipe);
+    }
+
+    #[test]
+    fn one_to_eight_mailboxes_are_read_in_their_order() {
+        let list = |text: &str| Mailbox::parse_list(text.as_bytes());
+        let written = |text| list(text).unwrap().iter().map(|mailbox| mailbox.as_str().to_owned()).collect::<Vec<_>>();
+        assert_eq!(written("bob@b.c"), ["bob@b.c"]);
+        assert_eq!(written("Bob@b.c\0ann@b.c\0bob@b.c"), ["Bob@b.c", "ann@b.c", "bob@b.c"]);
+        let eight = (0..8).map(|i| format!("{i}@b.c")).collect::<Vec<_>>().join("\0");
+        assert_eq!(list(&eight).unwrap().len(), 8);
+        assert_eq!(list(&format!("{eight}\x009@b.c")), Err(InvalidAddress::TooManyRecipients));
+    }
+
+    #[test]
+    fn list_of_anything_but_mailboxes_in_order_is_refused() {
+        let list = |text: &[u8]| Mailbox::parse_list(text);
+        for text in
+            [&b""[..], b"\0", b"a@b.c\0", b"\0a@b.c", b"a@b.c\0\0b@b.c", b"a@b.c,b@b.c", b"a@b.c b@b.c", b"\xff@b.c"]
+        {
+            assert_eq!(list(text), Err(InvalidAddress::Mailbox), "{text:?}");
+        }
+        assert_eq!(list(b"b@b.c\0a@b.c"), Err(InvalidAddress::RecipientOrder));
+        assert_eq!(list(b"a@b.c\0a@b.c"), Err(InvalidAddress::RecipientOrder), "twice");
+        assert_eq!(list(b"a@b.c\0|x@b.c"), Err(InvalidAddress::LeadingPipe));
+        assert_eq!(list(b"a@b.c\0b@10.0.0.1"), Err(InvalidAddress::NumericDomain));
     }
 
     #[test]

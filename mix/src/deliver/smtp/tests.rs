@@ -14,19 +14,19 @@ use super::*;
 
 /// How the server of a test behaves.
 #[derive(Clone, Default)]
-struct Manners {
+pub(crate) struct Manners {
     /// Answers this instead of the usual to the first command that begins so.
-    refuse: Option<(&'static str, &'static str)>,
+    pub(crate) refuse: Option<(&'static str, &'static str)>,
     /// Never answers a command that begins so.
-    hang_at: Option<&'static str>,
+    pub(crate) hang_at: Option<&'static str>,
     /// Offers STARTTLS in its answer to EHLO.
-    offers_tls: bool,
+    pub(crate) offers_tls: bool,
     /// Speaks TLS after STARTTLS; without one it goes on in the clear.
-    tls: Option<TlsAcceptor>,
+    pub(crate) tls: Option<TlsAcceptor>,
     /// Speaks TLS from the first octet on.
-    implicit: bool,
+    pub(crate) implicit: bool,
     /// The ways to log in that it offers.
-    logins: Option<&'static str>,
+    pub(crate) logins: Option<&'static str>,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -37,14 +37,18 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// TLS a `+`.
 async fn server(manners: Manners) -> (u16, mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
+    (listener.local_addr().unwrap().port(), server_on(listener, manners))
+}
+
+/// As [`server`], at an address that is open already.
+pub(crate) fn server_on(listener: TcpListener, manners: Manners) -> mpsc::UnboundedReceiver<String> {
     let (heard, hears) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let _ = converse(stream, &manners, &heard).await;
         }
     });
-    (port, hears)
+    hears
 }
 
 async fn converse(stream: TcpStream, manners: &Manners, heard: &mpsc::UnboundedSender<String>) -> io::Result<()> {
@@ -108,7 +112,7 @@ fn extensions(manners: &Manners, in_tls: bool) -> String {
     lines.iter().enumerate().map(line).collect::<Vec<_>>().join("\r\n")
 }
 
-fn all(hears: &mut mpsc::UnboundedReceiver<String>) -> Vec<String> {
+pub(crate) fn all(hears: &mut mpsc::UnboundedReceiver<String>) -> Vec<String> {
     std::iter::from_fn(|| hears.try_recv().ok()).collect()
 }
 
@@ -124,7 +128,7 @@ fn acceptor(certificate: &rcgen::Certificate, key: &KeyPair) -> TlsAcceptor {
 }
 
 /// TLS of a server that vouches for itself, under this name.
-fn self_signed(name: &str) -> TlsAcceptor {
+pub(crate) fn self_signed(name: &str) -> TlsAcceptor {
     let CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
     acceptor(&cert, &signing_key)
 }
@@ -310,6 +314,19 @@ async fn certificate_of_an_authority_of_the_operators_own_is_good_for_its_name_a
             let mailed = all(&mut hears).iter().any(|line| line == "+MAIL FROM:<nobody@exit.example>");
             assert_eq!(mailed, expected.is_ok(), "{tls:?} {name}");
         }
+    }
+}
+
+#[tokio::test]
+async fn certificate_is_for_the_name_of_the_server_wherever_it_is_called_at() {
+    let from = Mailbox::parse("nobody@exit.example").unwrap();
+    for (name, expected) in [("mx.example", None), ("127.0.0.1", Some(DeliverError::Unavailable(Trouble::Tls)))] {
+        let (pem, acceptor) = authority("mx.example");
+        let (_folder, path) = file(pem);
+        let (port, _hears) = server(Manners { offers_tls: true, tls: Some(acceptor), ..Manners::default() }).await;
+        let config = SmtpExitConfig { tls: SmtpTls::Required, ca_file: Some(path), ..config(port) };
+        let called = SmtpExit::called(&config, name, &from).unwrap().call(&from).await;
+        assert_eq!(called.err(), expected, "{name}");
     }
 }
 

@@ -173,7 +173,8 @@ impl Prover {
     }
 
     async fn prove(&mut self, way: &Arc<SmtpWay>) {
-        let proof = timeout(LONGEST, way.out.prove(way.writer.return_address(), &way.proof_address)).await;
+        let proof =
+            timeout(LONGEST, way.out.prove(way.writer.return_address(), &way.proof_address, self.world.dice())).await;
         match proof.unwrap_or_else(|_| Err(Unproven::too_slow())) {
             Ok(()) => self.succeeded(way),
             Err(why) => self.failed(way, why),

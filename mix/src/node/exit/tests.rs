@@ -18,6 +18,7 @@ use crate::payload::{Capacity, encode};
 use crate::store::NODE_SCHEMAS;
 use crate::store::queue::pool::{self, PoolItem};
 
+mod apart;
 mod hostile_fragments;
 mod mailboxes;
 mod proof;
@@ -76,6 +77,7 @@ fn exit() -> Exited {
         stop: CancellationToken::new(),
         ways: ways(mailbox.clone(), 100_000),
         server: Arc::default(),
+        domains: Arc::new(Mutex::new(Domains::new(&mut World::real().dice()))),
         limits: Arc::new(Mutex::new(Limits::new(&mut World::real().dice()))),
         some_ready: Arc::default(),
     };

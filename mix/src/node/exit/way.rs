@@ -11,8 +11,10 @@ use tracing::{debug, error};
 use super::GRACE;
 use crate::crypto::Digest;
 use crate::deliver::maildir::{Maildir, dressed};
+use crate::deliver::mx::{MxExit, NotOffered};
 use crate::deliver::sendmail::{NotSent, Sendmail};
-use crate::deliver::smtp::{DeliverError, SmtpExit, Trouble};
+use crate::deliver::smtp::{Conversation, DeliverError, SmtpExit, Trouble};
+use crate::node::clock::Dice;
 use crate::path::Mailbox;
 
 /// What is for the operator to mend; names no mail and no recipient.
@@ -64,6 +66,14 @@ impl Unproven {
         }
     }
 
+    /// The servers of the operator's own domain were asked.
+    fn by_the_domain(why: NotOffered) -> Self {
+        match why {
+            NotOffered::NoMail | NotOffered::Refused { .. } => Self::lasting("node.smtp.proof_address", why),
+            NotOffered::Away | NotOffered::Unanswered | NotOffered::NotNow { .. } => Self::passing("node.smtp.mx", why),
+        }
+    }
+
     /// The server has heard of the operator's own mailbox.
     fn of_the_recipient(why: DeliverError) -> Self {
         match why {
@@ -77,6 +87,8 @@ impl Unproven {
 pub(in crate::node) enum WayOut {
     /// A mail server.
     SmartHost(Box<SmtpExit>),
+    /// The mail servers of each recipient's domain.
+    Mx(Box<MxExit>),
     /// A program.
     Sendmail(Sendmail),
     /// A folder.
@@ -96,7 +108,7 @@ pub(super) struct Letter<'a> {
 
 /// Why a mail was not taken.
 pub(super) enum NotTaken {
-    /// No mail is taken at present; with what the operator must mend, if it is for him.
+    /// No mail is taken at present, of those for this destination; with what the operator must mend, if it is for him.
     Away(Option<Fault>),
     /// It came to no answer about this one, which says nothing of others.
     Unanswered,
@@ -132,6 +144,15 @@ impl NotTaken {
         }
     }
 
+    fn by_the_domain(why: NotOffered) -> Self {
+        match why {
+            NotOffered::Away => Self::Away(None),
+            NotOffered::Unanswered => Self::Unanswered,
+            NotOffered::NotNow { .. } => Self::NotNow,
+            NotOffered::NoMail | NotOffered::Refused { .. } => Self::Refused,
+        }
+    }
+
     fn by_the_program(why: NotSent) -> Self {
         match why {
             NotSent::NotStarted { .. } => Self::Away(Some(why.into())),
@@ -147,10 +168,21 @@ impl WayOut {
     pub(super) fn is(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::SmartHost(it), Self::SmartHost(other)) => it.is(other),
+            (Self::Mx(it), Self::Mx(other)) => it.is(other),
             (Self::Sendmail(it), Self::Sendmail(other)) => it == other,
             (Self::Maildir(it), Self::Maildir(other)) => it == other,
-            (Self::SmartHost(_) | Self::Sendmail(_) | Self::Maildir(_), _) => false,
+            (Self::SmartHost(_) | Self::Mx(_) | Self::Sendmail(_) | Self::Maildir(_), _) => false,
         }
+    }
+
+    /// Whether each domain is a destination of its own.
+    pub(super) fn goes_apart(&self) -> bool {
+        matches!(self, Self::Mx(_))
+    }
+
+    /// The destination of mail for `to`, where there is more than one: its domain, in lower case.
+    pub(super) fn domain(&self, to: &Mailbox) -> Option<String> {
+        self.goes_apart().then(|| to.domain().to_ascii_lowercase())
     }
 
     /// Clears away what an earlier run has left.
@@ -165,11 +197,16 @@ impl WayOut {
 
     /// Goes as far as a mail would, but for the mail: a server is asked whether it would take one of `from` for `to`, a
     /// program is looked for, and into a folder a file is put that nobody reads.
-    pub(super) async fn prove(&self, from: &Mailbox, to: &Mailbox) -> Result<(), Unproven> {
+    pub(super) async fn prove(&self, from: &Mailbox, to: &Mailbox, mut dice: Dice) -> Result<(), Unproven> {
         match self {
             Self::SmartHost(server) => {
                 let conversation = server.call(from).await.map_err(Unproven::before_the_recipient)?;
                 conversation.would_take(to).await.map_err(Unproven::of_the_recipient)
+            }
+            Self::Mx(servers) => {
+                let conversation = servers.offer(from, to, &mut dice).await.map_err(Unproven::by_the_domain)?;
+                conversation.leave().await;
+                Ok(())
             }
             Self::Sendmail(program) => {
                 let program = program.clone();
@@ -184,17 +221,31 @@ impl WayOut {
         }
     }
 
-    /// One try. `None` when the process ends first, and then whoever took the mail is not known to have it.
+    /// One try, where `dice` choose between servers. `None` when the process ends first, and then whoever took the mail is not
+    /// known to have it.
     pub(super) async fn hand_over(
         &self,
         letter: &Letter<'_>,
+        mut dice: Dice,
         stop: &CancellationToken,
     ) -> Option<Result<(), NotTaken>> {
         if stop.is_cancelled() {
             return None;
         }
         match self {
-            Self::SmartHost(server) => to_the_server(server, letter, stop).await,
+            Self::SmartHost(server) => {
+                let talk = async {
+                    let mut conversation = server.call(letter.from).await.map_err(NotTaken::before_the_mail)?;
+                    conversation.offer(letter.to).await.map_err(NotTaken::of_the_mail)?;
+                    Ok(conversation)
+                };
+                to_a_server(talk, letter, stop).await
+            }
+            Self::Mx(servers) => {
+                let talk =
+                    async { servers.offer(letter.from, letter.to, &mut dice).await.map_err(NotTaken::by_the_domain) };
+                to_a_server(talk, letter, stop).await
+            }
             Self::Sendmail(program) => {
                 let handed = within_grace(stop, program.hand_over(letter.from, letter.to, letter.mail)).await?;
                 Some(handed.map_err(NotTaken::by_the_program))
@@ -226,16 +277,12 @@ async fn on_disk(
     })
 }
 
-async fn to_the_server(
-    server: &SmtpExit,
+/// Hands the mail over to the server that `talk` ends with.
+async fn to_a_server(
+    talk: impl Future<Output = Result<Conversation, NotTaken>>,
     letter: &Letter<'_>,
     stop: &CancellationToken,
 ) -> Option<Result<(), NotTaken>> {
-    let talk = async {
-        let mut conversation = server.call(letter.from).await.map_err(NotTaken::before_the_mail)?;
-        conversation.offer(letter.to).await.map_err(NotTaken::of_the_mail)?;
-        Ok(conversation)
-    };
     // The server has nothing by then.
     let conversation = match stop.run_until_cancelled(talk).await? {
         Ok(conversation) => conversation,

@@ -13,6 +13,9 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::deliver::mbox::NotDelivered;
+use crate::deliver::mx::MxConfig;
+use crate::deliver::mx::testing::{At, name_server};
+use crate::deliver::smtp::tests::{Manners, server_on};
 use crate::net::addresses::Access;
 use crate::net::connect::{ConnectConfig, Outcome, Unit, deliver};
 use crate::net::listen::{PacketSink, Refused};
@@ -409,6 +412,44 @@ async fn mail_leaves_by_another_way_after_a_reload_and_a_folder_that_others_can_
     story.reload(|_| {});
     let new = mail.join("new");
     until("mail for bob", || std::fs::read_dir(&new).is_ok_and(|new| new.count() == 1)).await;
+    story.end().await;
+}
+
+#[tokio::test]
+async fn mail_leaves_to_the_servers_of_each_domain_after_a_reload_and_settings_that_cannot_be_change_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let here = listener.local_addr().unwrap();
+    let mut hears = server_on(listener, Manners::default());
+    let (names, _) = name_server(vec![("b.example", At::Address(here.ip()))]).await;
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut story = Story::begin(
+        |config| {
+            config.smtp.enabled = true;
+            config.smtp.mail.return_address = Mailbox::parse("nobody@exit.example").ok();
+            config.smtp.server.port = nobody;
+        },
+        |_| {},
+    )
+    .await;
+    let compressed = compress(b"\ntext");
+    let queued = move |tx: &Tx<'_>| exit::insert_message(tx, RoutingType::SMTP, b"bob@b.example", &compressed);
+    story.running.db.write(queued).unwrap();
+    story.config.smtp.way = Way::Mx;
+    story.config.smtp.mx =
+        MxConfig { name_servers: vec![names], port: 0, inside: vec![here.ip()], ..MxConfig::default() };
+    let refused = story.running.control.apply(&story.config).unwrap_err();
+    assert!(matches!(refused, NodeError::Mx(InvalidMx::Port)), "{refused:?}");
+    assert_eq!(refused.key(), Some("node.smtp.mx"));
+    story.reload(|config| config.smtp.mx.port = here.port());
+    let arrived = async {
+        while let Some(said) = hears.recv().await {
+            if said.starts_with("RCPT TO:<bob@b.example>") {
+                return;
+            }
+        }
+        panic!("the server is gone");
+    };
+    timeout(PATIENCE, arrived).await.expect("mail for bob");
     story.end().await;
 }
 

@@ -268,7 +268,7 @@ pub fn give_up(tx: &Tx<'_>, id: ExitId) -> Result<bool, StoreError> {
     delivered(tx, id)
 }
 
-fn item(view: &View<'_>, row: &Row<'_>) -> Result<ExitItem, StoreError> {
+pub(super) fn item(view: &View<'_>, row: &Row<'_>) -> Result<ExitItem, StoreError> {
     let content = match row.get::<_, Option<i64>>(5)? {
         Some(slot) => ExitContent::Payload { handle: handle(row, 4)?, payload: payload_in(view, Slot(slot))? },
         None => ExitContent::Message(octets(row, 6)?.to_vec()),

@@ -5,6 +5,7 @@
 //! Packets lie in slots beside the database, and the queues name these: 32 KB are not written again, and their old place
 //! overwritten, for each queue that they pass.
 
+pub mod apart;
 pub mod exit;
 pub mod hand;
 pub mod incoming;

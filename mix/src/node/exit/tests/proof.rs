@@ -171,7 +171,7 @@ async fn server_is_proven_by_what_it_would_take_and_gets_no_mail() {
     ] {
         let (exited, calls) = exit_to(server).await;
         let way = exited.service.ways.borrow().smtp.clone().unwrap();
-        let proof = way.out.prove(way.writer.return_address(), &way.proof_address).await;
+        let proof = way.out.prove(way.writer.return_address(), &way.proof_address, World::real().dice()).await;
         let said = proof.err().map(|why| (why.fault.to_string(), why.passes));
         match (&said, expected) {
             (None, None) => {}
@@ -189,7 +189,7 @@ async fn mailbox_that_the_server_does_not_take_mail_for_is_said_by_its_key_and_n
     let (exited, _) = exit_to(Server::Takes).await;
     let way = exited.service.ways.borrow().smtp.clone().unwrap();
     let grey = Mailbox::parse("grey@exit.example").unwrap();
-    let why = way.out.prove(way.writer.return_address(), &grey).await.unwrap_err();
+    let why = way.out.prove(way.writer.return_address(), &grey, World::real().dice()).await.unwrap_err();
     assert_eq!(why.fault.to_string(), "node.smtp.server: the mail server refused the mail for now (450)");
     assert!(why.passes);
 }

@@ -1,0 +1,78 @@
+//! Deliveries that go on beside each other, however long one of them takes: where each domain is a destination of its own,
+//! none waits for those that began with it.
+
+use std::collections::HashMap;
+
+use tokio::task::{Id, JoinSet};
+use tracing::error;
+
+use super::{DELIVERIES_APART, DELIVERIES_OF_OWNER, ExitService, LOAD, RetrySchedule, Verdict};
+use crate::node::durable;
+use crate::path::Mailbox;
+use crate::store::queue::{ExitId, apart};
+
+/// What is being delivered. It stays in the queue for so long.
+#[derive(Default)]
+pub(super) struct UnderWay {
+    tasks: JoinSet<()>,
+    deliveries: HashMap<Id, ExitId>,
+}
+
+impl UnderWay {
+    pub(super) fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// Begins what is due and has a place. Says whether there was any.
+    pub(super) async fn begin(&mut self, exit: &ExitService) -> bool {
+        let places = DELIVERIES_APART.saturating_sub(self.tasks.len()).min(LOAD);
+        if places == 0 {
+            return false;
+        }
+        let (now, under_way) = (exit.even.now(), self.deliveries.values().copied().collect::<Vec<_>>());
+        let due =
+            durable::read(&exit.db, move |view| apart::due_apart(view, now, &under_way, DELIVERIES_OF_OWNER, places));
+        let due = due.await.unwrap_or_else(|e| {
+            error!(error = %e, "the exit queue cannot be read");
+            Vec::new()
+        });
+        let any = !due.is_empty();
+        for item in due {
+            let (id, exit) = (item.id, exit.clone());
+            let task = self.tasks.spawn(async move { exit.deliver(item).await });
+            self.deliveries.insert(task.id(), id);
+        }
+        any
+    }
+
+    /// Waits until one of them has ended; `None` where there is none. Nothing is lost if it is not waited for to the end.
+    pub(super) async fn one_ends(&mut self) -> Option<()> {
+        let task = match self.tasks.join_next_with_id().await? {
+            Ok((task, ())) => task,
+            Err(e) => {
+                error!(panicked = e.is_panic(), "a delivery failed");
+                e.id()
+            }
+        };
+        self.deliveries.remove(&task);
+        Some(())
+    }
+
+    /// Waits until all have ended.
+    pub(super) async fn end(&mut self) {
+        while self.one_ends().await.is_some() {}
+    }
+}
+
+impl ExitService {
+    /// Makes it a delivery for each of its recipients.
+    pub(super) async fn split(&self, id: ExitId, recipients: Vec<Mailbox>) -> Verdict {
+        match durable::write(&self.db, move |tx| apart::split(tx, id, &recipients)).await {
+            Ok(()) => Verdict::Untried,
+            Err(e) => {
+                error!(error = %e, "a message for several cannot be made one for each");
+                Verdict::Later(RetrySchedule::every_minute_for_a_day())
+            }
+        }
+    }
+}
