@@ -15,6 +15,7 @@ use crate::payload::{Capacity, encode};
 use crate::store::NODE_SCHEMAS;
 use crate::store::queue::pool::{self, PoolItem};
 
+mod hostile;
 mod ways;
 
 /// What the mailbox of `frida` got, each with its delivery key.
