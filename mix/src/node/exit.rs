@@ -37,9 +37,10 @@ use crate::deliver::mbox::{LocalMailboxes, NotDelivered};
 use crate::deliver::refusals::Refusals;
 use crate::packet::RoutingType;
 use crate::path::Mailbox;
+use crate::payload::armor::{self, ArmoredMessage};
 use crate::payload::compress::{InvalidCompression, decompress, expansion_limit};
 use crate::payload::exit::ExitContent;
-use crate::payload::{Content as Decoded, armor, headers};
+use crate::payload::{Content as Decoded, headers};
 use crate::secret::Secret;
 use crate::store::fragments::{self, Addition, FragmentedId};
 use crate::store::inbox::Arrival;
@@ -672,6 +673,15 @@ fn arrival(content: Queued, max_size: u64) -> Option<Arrival> {
     }
 }
 
+/// What is no text for a mail, in base64: the armour's own notion of text includes a CR alone and other character sets,
+/// which another server would take for the end of a line, and readers for something else.
+fn armour_of(content: &ExitContent) -> Vec<u8> {
+    match content {
+        ExitContent::Plain { body, .. } => ArmoredMessage::Binary(body.clone()).to_text(),
+        other => armor::message_to_text(other),
+    }
+}
+
 /// The mail to hand over; `None` when it is too large or undecodable.
 fn write_mail(
     way: &SmtpWay,
@@ -681,7 +691,7 @@ fn write_mail(
     dice: &mut impl CryptoRng,
 ) -> Option<Vec<u8>> {
     let content = way.content(content)?;
-    let armour = || String::from_utf8(armor::message_to_text(&content)).unwrap_or_default();
+    let armour = || String::from_utf8(armour_of(&content)).expect("ASCII: base64 and headers of our own");
     let (heading, text, armour) = match &content {
         ExitContent::Plain { body, .. } if body.len() as u64 > way.max_size => return None,
         ExitContent::Plain { headers, body } => {
