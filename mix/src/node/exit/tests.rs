@@ -115,7 +115,7 @@ enum Server {
     HangsUp,
     /// Wants a login first.
     Locked,
-    /// Takes all mail, but that for `grey`, whom it refuses for now.
+    /// Takes all mail, but that for `grey`, whom it refuses for now, and never says so for `slow`.
     Takes,
 }
 
@@ -130,6 +130,9 @@ impl Server {
         stream.write_all(format!("{greeting}\r\n").as_bytes()).await?;
         let (mut line, mut in_data) = (String::new(), false);
         while stream.read_line(&mut line).await? > 0 {
+            if line.starts_with("RCPT") && line.contains("slow") {
+                return std::future::pending().await;
+            }
             if self == Self::HangsUp && line.starts_with("RCPT") {
                 return Ok(());
             }
@@ -241,6 +244,25 @@ async fn mail_server_that_hangs_holds_up_mail_alone() {
     exited.queue(RoutingType::MBOX, "frida", b"\nmore");
     exited.ring();
     until("more mail for frida", || exited.mailbox.messages().len() == 2).await;
+    exited.service.stop.cancel();
+    service.await.unwrap();
+}
+
+#[tokio::test]
+async fn recipient_whose_mail_takes_long_holds_one_place_and_no_other_mail() {
+    let (exited, _) = exit_to(Server::Takes).await;
+    for _ in 1..DELIVERIES {
+        exited.queue(RoutingType::SMTP, "slow@example.org", b"\ntext");
+    }
+    for _ in 0..3 * LOAD {
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    }
+    let service = tokio::spawn(exited.service.clone().run());
+    until("all other mail", || exited.attempts().len() == DELIVERIES - 1).await;
+    // And what comes while they wait.
+    exited.queue(RoutingType::SMTP, "bob@example.org", b"\nmore");
+    exited.ring();
+    until("one more", || exited.attempts().len() == DELIVERIES - 1).await;
     exited.service.stop.cancel();
     service.await.unwrap();
 }
