@@ -1,7 +1,8 @@
 //! Delivers what leaves the network here, and tries again when it cannot (E2E-spec 3).
 //!
 //! What is delivered is decided by the exit type: e-mail, a mailbox in this process, or a fragment that waits for the
-//! others of its message. E-mail has places of its own, so that a mail server that hangs holds up nothing else.
+//! others of its message. E-mail has places of its own, so that a mail server that hangs holds up nothing else, and each
+//! mail has one of them (`places`), so that a recipient whose mail takes long holds up no other.
 //!
 //! The mail server, or what stands in its place (`way`), is a destination: when it is away, all mail for it is put off by
 //! the schedule, from the first failure on that it is away for, and not each mail by its own. What it says of one mail or
@@ -19,8 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rand::CryptoRng;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -49,13 +50,13 @@ use crate::store::queue::{ExitContent as Queued, ExitItem};
 use crate::store::queue::{exit as queue, left};
 use crate::store::{Db, StoreError, Tx};
 
+mod places;
 mod way;
 
+use places::Places;
 pub(super) use way::WayOut;
 use way::{Fault, Letter, NotTaken};
 
-/// Deliveries at a time, of e-mail and again of all else.
-const DELIVERIES: usize = 8;
 /// Messages read from the queue at once: each may have the size of a whole message.
 const LOAD: usize = 16;
 /// The longest time between two looks at the queue.
@@ -256,6 +257,7 @@ impl ExitService {
         let mut expiry = tokio::time::interval(EXPIRY);
         let mut clock = Steadiness::new(self.world.now());
         let mut known = self.ways.borrow().smtp.clone();
+        let mut places = Places::default();
         while !self.stop.is_cancelled() {
             if lane == Lane::House && self.some_ready.swap(false, Ordering::Relaxed) {
                 self.reassemble_ready().await;
@@ -263,18 +265,10 @@ impl ExitService {
             if lane == Lane::Mail {
                 self.look_at_the_server(&mut known).await;
             }
-            let (now, which) = (self.even.now(), lane.which());
-            if self.holds(lane).is_none() {
-                match durable::read(&self.db, move |view| queue::due_of(view, which, now, LOAD)).await {
-                    Ok(due) if !due.is_empty() => {
-                        self.deliver_all(due).await;
-                        continue;
-                    }
-                    Ok(_) => {}
-                    Err(e) => error!(error = %e, "the exit queue cannot be read"),
-                }
-            }
+            self.begin_what_is_due(lane, &mut places).await;
+            let wait = self.until_next_due(lane, &places).await;
             tokio::select! {
+                () = places.one_ended() => {}
                 Ok(()) = rung.changed() => {}
                 // It may be another server now.
                 Ok(()) = ways.changed(), if lane == Lane::Mail => {}
@@ -282,10 +276,37 @@ impl ExitService {
                     let steady = clock.look(self.world.now());
                     self.expire(steady).await;
                 }
-                () = tokio::time::sleep(self.until_next_due(lane).await) => {}
+                () = tokio::time::sleep(wait) => {}
                 () = self.stop.cancelled() => {}
             }
         }
+        places.all_ended().await;
+    }
+
+    /// Begins deliveries while something is due and there are places.
+    async fn begin_what_is_due(&self, lane: Lane, places: &mut Places) {
+        while self.holds(lane).is_none() {
+            let this = self.clone();
+            places.begin(move |item| {
+                let this = this.clone();
+                async move {
+                    if !this.stop.is_cancelled() {
+                        this.deliver(item).await;
+                    }
+                }
+            });
+            if !places.has_room() {
+                return;
+            }
+            let (now, which, under_way) = (self.even.now(), lane.which(), places.under_way());
+            match durable::read(&self.db, move |view| queue::due_of(view, which, &under_way, now, LOAD)).await {
+                Ok(due) if !due.is_empty() => places.keep(due),
+                Ok(_) => return,
+                Err(e) => return error!(error = %e, "the exit queue cannot be read"),
+            }
+        }
+        // It may wait longer than what was read says.
+        places.forget();
     }
 
     /// Another mail server than the one that was known, or another way, has all mail tried at once: it waits for the one
@@ -360,30 +381,15 @@ impl ExitService {
         count.is_ok_and(|count| count > WAITING)
     }
 
-    async fn until_next_due(&self, lane: Lane) -> Duration {
-        let next = durable::read(&self.db, move |view| queue::next_due_of(view, lane.which())).await.ok().flatten();
-        let wait = next.map(|next| next.duration_since(self.even.now()).unwrap_or_default());
+    /// How long nothing begins, unless somebody rings or another delivery ends.
+    async fn until_next_due(&self, lane: Lane, places: &Places) -> Duration {
+        if !places.has_room() {
+            return LOOK_AGAIN;
+        }
+        let (which, under_way) = (lane.which(), places.under_way());
+        let next = durable::read(&self.db, move |view| queue::next_due_of(view, which, &under_way)).await;
+        let wait = next.ok().flatten().map(|next| next.duration_since(self.even.now()).unwrap_or_default());
         wait.max(self.holds(lane)).map_or(LOOK_AGAIN, |wait| wait.clamp(Duration::from_millis(50), LOOK_AGAIN))
-    }
-
-    async fn deliver_all(&self, due: Vec<ExitItem>) {
-        let seats = Arc::new(Semaphore::new(DELIVERIES));
-        let mut deliveries = JoinSet::new();
-        for item in due {
-            let (this, seats) = (self.clone(), Arc::clone(&seats));
-            deliveries.spawn(async move {
-                if let Ok(_seat) = seats.acquire().await
-                    && !this.stop.is_cancelled()
-                {
-                    this.deliver(item).await;
-                }
-            });
-        }
-        while let Some(ended) = deliveries.join_next().await {
-            if let Err(e) = ended {
-                error!(panicked = e.is_panic(), "a delivery failed");
-            }
-        }
     }
 
     async fn deliver(&self, item: ExitItem) {

@@ -2,7 +2,9 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::task::JoinSet;
 
+use super::places::DELIVERIES;
 use super::*;
 use crate::deliver::limits::MailLimit;
 use crate::deliver::mail::MailConfig;
@@ -71,6 +73,18 @@ fn exit() -> Exited {
         some_ready: Arc::default(),
     };
     Exited { service, mailbox, _home: home }
+}
+
+impl ExitService {
+    /// One try of each, beside each other.
+    async fn deliver_all(&self, due: Vec<ExitItem>) {
+        let mut deliveries = JoinSet::new();
+        for item in due {
+            let this = self.clone();
+            deliveries.spawn(async move { this.deliver(item).await });
+        }
+        deliveries.join_all().await;
+    }
 }
 
 impl Exited {
