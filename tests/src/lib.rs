@@ -1,8 +1,9 @@
 //! The harness of the stories in `tests/tests`: starts the program as its users do, and talks to it as their programs do.
 //!
 //! Nothing here knows the inside of the house: [`program`] runs the binary, [`clock`] shows it another date, [`roles`] writes its files, [`demo`] reads the file of `--ready`,
-//! [`smtp`] and [`pop3`] are sockets with lines on them, [`sink`] is a mail server of our own, and [`letter`] reads mails
-//! with Python's `email`, which shares no line with the programs under test.
+//! [`smtp`] and [`pop3`] are sockets with lines on them, [`sink`] and [`strict`] are mail servers of our own, [`peers`] are
+//! those of others, [`hostile`] is what strangers write, and [`letter`] reads mails with Python's `email`, which shares no
+//! line with the programs under test.
 //!
 //! Everything that is waited for has a bound, and ends the test with the name of what did not come.
 
@@ -11,13 +12,16 @@
 
 pub mod clock;
 pub mod demo;
+pub mod hostile;
 pub mod letter;
 pub mod mails;
+pub mod peers;
 pub mod pop3;
 pub mod program;
 pub mod roles;
 pub mod sink;
 pub mod smtp;
+pub mod strict;
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};

@@ -81,15 +81,18 @@ pub fn node(nickname: &str, address: SocketAddr, exit_to: Option<SocketAddr>) ->
          [node.fragments]\nenabled = true\n"
     );
     if let Some(server) = exit_to {
-        config += &format!(
-            "[node.smtp]\nenabled = true\nretry = {schedule}\nlimits.per_recipient.mails = 0\n\
-             [node.smtp.server]\nhost = \"{}\"\nport = {}\n\
-             [node.smtp.mail]\nreturn_address = \"nobody@exit.example\"\n",
-            server.ip(),
-            server.port()
-        );
+        config += &exit(&format!("host = \"{}\"\nport = {}\n", server.ip(), server.port()));
     }
     config
+}
+
+/// What makes a [`node`] an exit by e-mail, with these lines of `[node.smtp.server]`.
+pub fn exit(server: &str) -> String {
+    format!(
+        "[node.smtp]\nenabled = true\nretry = [{{ every = \"1s\", for = \"1h\" }}]\nlimits.per_recipient.mails = 0\n\
+         [node.smtp.mail]\nreturn_address = \"nobody@exit.example\"\n\
+         [node.smtp.server]\n{server}"
+    )
 }
 
 /// A gateway for alice, which sends by that path and asks for no answers.

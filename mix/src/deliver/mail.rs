@@ -420,7 +420,9 @@ fn write_text(mail: &mut String, text: &str) {
 
 /// As it is where SMTP allows, else as quoted-printable. A text always ends its last line.
 fn transfer_encode(text: &str) -> (&'static str, String) {
-    if text.is_ascii() && text.lines().all(|line| line.len() <= MAX_LINE_LEN) {
+    // A CR alone is the end of a line for some servers, behind which a command may stand.
+    let is_plain = |line: &str| line.len() <= MAX_LINE_LEN && !line.contains(['\r', '\0']);
+    if text.is_ascii() && text.lines().all(is_plain) {
         return ("7bit", text.lines().flat_map(|line| [line, "\r\n"]).collect());
     }
     let mut encoded = String::with_capacity(text.len() * 3 / 2);
@@ -710,6 +712,14 @@ mod tests {
         assert!(matches!(parsed.header("X"), None | Some(HeaderValue::Empty)));
         assert_eq!(parsed.body_text(0).unwrap(), "text\r\n");
         assert!(mail.split("\r\n").all(|line| !line.starts_with("Bcc") && !line.starts_with("body")));
+    }
+
+    #[test]
+    fn line_end_of_half_a_kind_is_encoded() {
+        for text in ["a\r.\r\nb\n", "a\r", "\0"] {
+            let mail = write(Heading::default(), Content::Text(text));
+            assert!(!mail.replace("\r\n", "").contains(['\r', '\n', '\0']), "{mail:?}");
+        }
     }
 
     #[test]

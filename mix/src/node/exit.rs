@@ -1,7 +1,8 @@
 //! Delivers what leaves the network here, and tries again when it cannot (E2E-spec 3).
 //!
 //! What is delivered is decided by the exit type: e-mail, a mailbox in this process, or a fragment that waits for the
-//! others of its message. E-mail has places of its own, so that a mail server that hangs holds up nothing else.
+//! others of its message. E-mail has places of its own, so that a mail server that hangs holds up nothing else, and each
+//! mail has one of them (`under_way`), so that a recipient whose mail takes long holds up no other.
 //!
 //! The mail server, or what stands in its place (`way`), is a destination: when it is away, all mail for it is put off by
 //! the schedule, from the first failure on that it is away for, and not each mail by its own. What it says of one mail or
@@ -23,8 +24,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rand::CryptoRng;
-use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -43,10 +44,11 @@ use crate::deliver::opt_out::normalised;
 use crate::deliver::refusals::Refusals;
 use crate::packet::RoutingType;
 use crate::path::Mailbox;
+use crate::payload::armor::{self, ArmoredMessage};
 use crate::payload::compress::{InvalidCompression, decompress, expansion_limit};
 use crate::payload::entity::{Entity, InvalidEntity};
 use crate::payload::exit::ExitContent;
-use crate::payload::{Content as Decoded, MessageHeaders, armor, headers};
+use crate::payload::{Content as Decoded, MessageHeaders, headers};
 use crate::secret::Secret;
 use crate::store::fragments::{self, Addition, FragmentedId};
 use crate::store::inbox::Arrival;
@@ -287,27 +289,10 @@ impl ExitService {
             if lane == Lane::Mail {
                 self.look_at_the_server(&mut known).await;
             }
-            if self.goes_apart(lane) {
-                if under_way.begin(self).await {
-                    continue;
-                }
-            } else {
-                // They are in the queue as long as they are under way.
-                under_way.end().await;
-                if self.holds(lane).is_none() {
-                    let (now, which) = (self.even.now(), lane.which());
-                    match durable::read(&self.db, move |view| queue::due_of(view, which, now, LOAD)).await {
-                        Ok(due) if !due.is_empty() => {
-                            self.deliver_all(due).await;
-                            continue;
-                        }
-                        Ok(_) => {}
-                        Err(e) => error!(error = %e, "the exit queue cannot be read"),
-                    }
-                }
+            if under_way.begin(self, lane).await {
+                continue;
             }
-            // What is under way is due: when it has ended, there will be another look.
-            let pause = if under_way.is_empty() { self.until_next_due(lane).await } else { LOOK_AGAIN };
+            let pause = self.until_next_due(lane, &under_way).await;
             tokio::select! {
                 Ok(()) = rung.changed() => {}
                 // It may be another server now.
@@ -416,30 +401,16 @@ impl ExitService {
         count.is_ok_and(|count| count > WAITING)
     }
 
-    async fn until_next_due(&self, lane: Lane) -> Duration {
-        let next = durable::read(&self.db, move |view| queue::next_due_of(view, lane.which())).await.ok().flatten();
-        let wait = next.map(|next| next.duration_since(self.even.now()).unwrap_or_default());
+    /// How long nothing begins, unless somebody rings or another delivery ends.
+    async fn until_next_due(&self, lane: Lane, under_way: &UnderWay) -> Duration {
+        // Where each domain is a destination of its own, what is due may have no place before one of its own ends.
+        if !self.has_places(lane, under_way) || (self.goes_apart(lane) && !under_way.is_empty()) {
+            return LOOK_AGAIN;
+        }
+        let (which, under_way) = (lane.which(), under_way.ids());
+        let next = durable::read(&self.db, move |view| queue::next_due_of(view, which, &under_way)).await;
+        let wait = next.ok().flatten().map(|next| next.duration_since(self.even.now()).unwrap_or_default());
         wait.max(self.holds(lane)).map_or(LOOK_AGAIN, |wait| wait.clamp(Duration::from_millis(50), LOOK_AGAIN))
-    }
-
-    async fn deliver_all(&self, due: Vec<ExitItem>) {
-        let seats = Arc::new(Semaphore::new(DELIVERIES));
-        let mut deliveries = JoinSet::new();
-        for item in due {
-            let (this, seats) = (self.clone(), Arc::clone(&seats));
-            deliveries.spawn(async move {
-                if let Ok(_seat) = seats.acquire().await
-                    && !this.stop.is_cancelled()
-                {
-                    this.deliver(item).await;
-                }
-            });
-        }
-        while let Some(ended) = deliveries.join_next().await {
-            if let Err(e) = ended {
-                error!(panicked = e.is_panic(), "a delivery failed");
-            }
-        }
     }
 
     async fn deliver(&self, item: ExitItem) {
@@ -745,6 +716,15 @@ fn arrival(content: Queued, max_size: u64) -> Option<Arrival> {
     }
 }
 
+/// What is no text for a mail, in base64: the armour's own notion of text includes a CR alone and other character sets,
+/// which another server would take for the end of a line, and readers for something else.
+fn armour_of(content: &ExitContent) -> Vec<u8> {
+    match content {
+        ExitContent::Plain { body, .. } => ArmoredMessage::Binary(body.clone()).to_text(),
+        other => armor::message_to_text(other),
+    }
+}
+
 /// The mail to hand over; `None` when it is too large or undecodable.
 fn write_mail(
     way: &SmtpWay,
@@ -759,7 +739,7 @@ fn write_mail(
         _ => None,
     };
     let max_size = if matches!(attachments, Some(Ok(_))) { u64::MAX } else { way.max_size };
-    let armour = || String::from_utf8(armor::message_to_text(&content)).unwrap_or_default();
+    let armour = || String::from_utf8(armour_of(&content)).expect("ASCII: base64 and headers of our own");
     let (heading, text, armour) = match &content {
         ExitContent::Plain { body, .. } if body.len() as u64 > max_size => return None,
         ExitContent::Plain { headers, body } => {

@@ -19,6 +19,8 @@ pub(crate) struct Manners {
     pub(crate) refuse: Option<(&'static str, &'static str)>,
     /// Never answers a command that begins so.
     pub(crate) hang_at: Option<&'static str>,
+    /// Says its answer to a command that begins so octet by octet, one a minute.
+    pub(crate) drips_at: Option<&'static str>,
     /// Offers STARTTLS in its answer to EHLO.
     pub(crate) offers_tls: bool,
     /// Speaks TLS after STARTTLS; without one it goes on in the clear.
@@ -77,8 +79,17 @@ async fn converse(stream: TcpStream, manners: &Manners, heard: &mpsc::UnboundedS
             "QUIT" => "221 bye".to_owned(),
             _ => "250 ok".to_owned(),
         };
-        stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
-        stream.flush().await?;
+        let answer = answer + "\r\n";
+        if manners.drips_at.is_some_and(|it| command.starts_with(it)) {
+            for octet in answer.bytes() {
+                tokio::time::sleep(Duration::from_secs(60)).await;
+                stream.write_all(&[octet]).await?;
+                stream.flush().await?;
+            }
+        } else {
+            stream.write_all(answer.as_bytes()).await?;
+            stream.flush().await?;
+        }
         in_login &= answer.starts_with("334");
         if answer.starts_with("354") {
             let mut mail = String::new();
@@ -247,6 +258,18 @@ async fn server_that_hangs_runs_into_the_timeout() {
         let config = SmtpExitConfig { timeout: Duration::from_millis(200), ..config(port) };
         let outcome = deliver_by(config, "\r\n").await;
         assert_eq!(outcome, Err(DeliverError::Unavailable(Trouble::TimedOut)), "{command}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_of_one_octet_a_minute_has_the_time_of_one_delivery_and_no_more() {
+    for command in ["greeting", "EHLO", "MAIL", "RCPT", "DATA", "mail"] {
+        let (port, _hears) = server(Manners { drips_at: Some(command), ..Manners::default() }).await;
+        let began = Instant::now();
+        let outcome = deliver_by(config(port), "\r\n").await;
+        assert_eq!(outcome, Err(DeliverError::Unavailable(Trouble::TimedOut)), "{command}");
+        let (took, granted) = (began.elapsed(), config(port).timeout);
+        assert!(took >= granted && took < granted + 2 * QUIT_TIMEOUT, "{command}: {took:?}");
     }
 }
 

@@ -2,6 +2,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::task::JoinSet;
 
 use super::*;
 use crate::crypto::stream::{StreamKey, prng};
@@ -19,6 +20,7 @@ use crate::store::NODE_SCHEMAS;
 use crate::store::queue::pool::{self, PoolItem};
 
 mod apart;
+mod hostile;
 mod hostile_fragments;
 mod mailboxes;
 mod proof;
@@ -84,6 +86,18 @@ fn exit() -> Exited {
     Exited { service, mailbox, _home: home }
 }
 
+impl ExitService {
+    /// One try of each, beside each other.
+    async fn deliver_all(&self, due: Vec<ExitItem>) {
+        let mut deliveries = JoinSet::new();
+        for item in due {
+            let this = self.clone();
+            deliveries.spawn(async move { this.deliver(item).await });
+        }
+        deliveries.join_all().await;
+    }
+}
+
 impl Exited {
     fn queue(&self, exit_type: RoutingType, name: &str, message: &[u8]) {
         let (name, compressed) = (name.as_bytes().to_vec(), compress(message));
@@ -126,7 +140,7 @@ enum Server {
     HangsUp,
     /// Wants a login first.
     Locked,
-    /// Takes all mail, but that for `grey`, whom it refuses for now.
+    /// Takes all mail, but that for `grey`, whom it refuses for now, and never says so for `slow`.
     Takes,
 }
 
@@ -141,6 +155,9 @@ impl Server {
         stream.write_all(format!("{greeting}\r\n").as_bytes()).await?;
         let (mut line, mut in_data) = (String::new(), false);
         while stream.read_line(&mut line).await? > 0 {
+            if line.starts_with("RCPT") && line.contains("slow") {
+                return std::future::pending().await;
+            }
             if self == Self::HangsUp && line.starts_with("RCPT") {
                 return Ok(());
             }
@@ -252,6 +269,25 @@ async fn mail_server_that_hangs_holds_up_mail_alone() {
     exited.queue(RoutingType::MBOX, "frida", b"\nmore");
     exited.ring();
     until("more mail for frida", || exited.mailbox.messages().len() == 2).await;
+    exited.service.stop.cancel();
+    service.await.unwrap();
+}
+
+#[tokio::test]
+async fn recipient_whose_mail_takes_long_holds_one_place_and_no_other_mail() {
+    let (exited, _) = exit_to(Server::Takes).await;
+    for _ in 1..DELIVERIES {
+        exited.queue(RoutingType::SMTP, "slow@example.org", b"\ntext");
+    }
+    for _ in 0..3 * LOAD {
+        exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    }
+    let service = tokio::spawn(exited.service.clone().run());
+    until("all other mail", || exited.attempts().len() == DELIVERIES - 1).await;
+    // And what comes while they wait.
+    exited.queue(RoutingType::SMTP, "bob@example.org", b"\nmore");
+    exited.ring();
+    until("one more", || exited.attempts().len() == DELIVERIES - 1).await;
     exited.service.stop.cancel();
     service.await.unwrap();
 }

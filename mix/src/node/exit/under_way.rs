@@ -1,12 +1,14 @@
-//! Deliveries that go on beside each other, however long one of them takes: where each domain is a destination of its own,
-//! none waits for those that began with it.
+//! Deliveries that go on beside each other, however long one of them takes: one that a slow server draws out keeps its own
+//! place and no other.
 
 use std::collections::HashMap;
 
 use tokio::task::{Id, JoinSet};
 use tracing::error;
 
-use super::{DELIVERIES_APART, DELIVERIES_OF_OWNER, ExitService, LOAD, RetrySchedule, Verdict};
+use super::{
+    DELIVERIES, DELIVERIES_APART, DELIVERIES_OF_OWNER, ExitService, LOAD, Lane, RetrySchedule, Verdict, queue,
+};
 use crate::node::durable;
 use crate::path::Mailbox;
 use crate::store::queue::{ExitId, apart};
@@ -23,15 +25,25 @@ impl UnderWay {
         self.tasks.is_empty()
     }
 
+    /// What is under way.
+    pub(super) fn ids(&self) -> Vec<ExitId> {
+        self.deliveries.values().copied().collect()
+    }
+
     /// Begins what is due and has a place. Says whether there was any.
-    pub(super) async fn begin(&mut self, exit: &ExitService) -> bool {
-        let places = DELIVERIES_APART.saturating_sub(self.tasks.len()).min(LOAD);
-        if places == 0 {
+    pub(super) async fn begin(&mut self, exit: &ExitService, lane: Lane) -> bool {
+        let places = exit.places(lane).saturating_sub(self.tasks.len()).min(LOAD);
+        if places == 0 || exit.holds(lane).is_some() {
             return false;
         }
-        let (now, under_way) = (exit.even.now(), self.deliveries.values().copied().collect::<Vec<_>>());
-        let due =
-            durable::read(&exit.db, move |view| apart::due_apart(view, now, &under_way, DELIVERIES_OF_OWNER, places));
+        let (now, apart, under_way) = (exit.even.now(), exit.goes_apart(lane), self.ids());
+        let due = durable::read(&exit.db, move |view| {
+            if apart {
+                apart::due_apart(view, now, &under_way, DELIVERIES_OF_OWNER, places)
+            } else {
+                queue::due_of(view, lane.which(), &under_way, now, places)
+            }
+        });
         let due = due.await.unwrap_or_else(|e| {
             error!(error = %e, "the exit queue cannot be read");
             Vec::new()
@@ -65,6 +77,16 @@ impl UnderWay {
 }
 
 impl ExitService {
+    /// Deliveries at a time.
+    fn places(&self, lane: Lane) -> usize {
+        if self.goes_apart(lane) { DELIVERIES_APART } else { DELIVERIES }
+    }
+
+    /// Whether another delivery may begin.
+    pub(super) fn has_places(&self, lane: Lane, under_way: &UnderWay) -> bool {
+        under_way.tasks.len() < self.places(lane)
+    }
+
     /// Makes it a delivery for each of its recipients.
     pub(super) async fn split(&self, id: ExitId, recipients: Vec<Mailbox>) -> Verdict {
         match durable::write(&self.db, move |tx| apart::split(tx, id, &recipients)).await {

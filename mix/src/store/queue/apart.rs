@@ -59,7 +59,6 @@ pub fn due_apart(
     each: usize,
     limit: usize,
 ) -> Result<Vec<ExitItem>, StoreError> {
-    let ids: Vec<String> = under_way.iter().map(|id| id.0.to_string()).collect();
     view.all(
         // What is under way stays due, and so keeps its places. `rtrim(x, replace(x, '.', ''))` takes the last label off.
         concat!(
@@ -77,7 +76,7 @@ pub fn due_apart(
                 FROM exit JOIN placed ON placed.id = exit.id
                 WHERE place <= ?4 AND exit.id NOT IN under_way ORDER BY next_attempt, exit.id LIMIT ?5"
         ),
-        params![seconds(now), RoutingType::SMTP.0, format!("[{}]", ids.join(",")), sql_limit(each), sql_limit(limit)],
+        params![seconds(now), RoutingType::SMTP.0, exit::as_json(under_way), sql_limit(each), sql_limit(limit)],
         |row| exit::item(view, row),
     )
 }

@@ -132,33 +132,47 @@ impl Which {
     }
 }
 
-/// As [`due`], of some types.
+/// As [`due`], of some types, without those that are `under_way`.
 ///
 /// # Errors
 /// What the database says.
-pub fn due_of(view: &View<'_>, which: Which, now: SystemTime, limit: usize) -> Result<Vec<ExitItem>, StoreError> {
+pub fn due_of(
+    view: &View<'_>,
+    which: Which,
+    under_way: &[ExitId],
+    now: SystemTime,
+    limit: usize,
+) -> Result<Vec<ExitItem>, StoreError> {
     let Parts { exit_type, with_mail, is_so } = which.parts();
     view.all(
         "SELECT id, attempts, exit_type, address, handle, slot, message, by_mail
             FROM exit WHERE held = 0 AND next_attempt <= ?1 AND (exit_type = ?3 OR (?5 AND by_mail)) = ?4
+                AND id NOT IN (SELECT value FROM json_each(?6))
             ORDER BY next_attempt, id LIMIT ?2",
-        params![seconds(now), sql_limit(limit), exit_type, is_so, with_mail],
+        params![seconds(now), sql_limit(limit), exit_type, is_so, with_mail, as_json(under_way)],
         |row| item(view, row),
     )
 }
 
-/// When the next delivery of some types is due, if any waits.
+/// When the next delivery of some types is due, if any waits that is not `under_way`.
 ///
 /// # Errors
 /// What the database says.
-pub fn next_due_of(view: &View<'_>, which: Which) -> Result<Option<SystemTime>, StoreError> {
+pub fn next_due_of(view: &View<'_>, which: Which, under_way: &[ExitId]) -> Result<Option<SystemTime>, StoreError> {
     let Parts { exit_type, with_mail, is_so } = which.parts();
     view.first(
         "SELECT next_attempt FROM exit WHERE held = 0 AND (exit_type = ?1 OR (?3 AND by_mail)) = ?2
+                AND id NOT IN (SELECT value FROM json_each(?4))
             ORDER BY next_attempt LIMIT 1",
-        params![exit_type, is_so, with_mail],
+        params![exit_type, is_so, with_mail, as_json(under_way)],
         |row| Ok(instant(row.get(0)?)),
     )
+}
+
+/// Any number of rows as one parameter.
+pub(super) fn as_json(ids: &[ExitId]) -> String {
+    let numbers: Vec<String> = ids.iter().map(|id| id.0.to_string()).collect();
+    format!("[{}]", numbers.join(","))
 }
 
 /// When the next delivery is due, if any waits.

@@ -139,7 +139,7 @@ async fn mail_for_users_waits_with_all_other_mail_while_the_server_is_away() {
     for _ in 0..3 * LOAD {
         exited.queue(RoutingType::MBOX, "eve", b"\ntext");
     }
-    let by_mail = || exited.service.db.read(|view| queue::next_due_of(view, Which::House)).unwrap().is_none();
+    let by_mail = || exited.service.db.read(|view| queue::next_due_of(view, Which::House, &[])).unwrap().is_none();
     exited.service.deliver_all(exited.due()).await;
     assert!(by_mail(), "all of it leaves as mail");
     let service = tokio::spawn(exited.service.clone().run());

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Installs Debian's Postfix, OpenSMTPD and Exim, one after the other, and has each take mail from an exit (tests/tests/peers).
+# Each takes the place of the one before, and of the mail server of this machine: not for machines that have one. As root.
+#
+#     tests/peers.sh [postfix|opensmtpd|exim]...
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+[[ $(id -u) == 0 ]] || { echo "peers.sh: run it as root: it installs mail servers, which start as root" >&2; exit 1; }
+
+# Debian starts what it installs. Here the tests do.
+policy=/usr/sbin/policy-rc.d
+if [[ ! -e $policy ]]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+fi
+
+declare -A packages=([postfix]="postfix sasl2-bin" [opensmtpd]=opensmtpd [exim]=exim4-daemon-light)
+(($#)) || set -- postfix opensmtpd exim
+
+apt-get update -q
+for peer in "$@"; do
+    printf '\n==== %s\n' "$peer"
+    [[ -n ${packages[$peer]:-} ]] || { echo "peers.sh: no such mail server: $peer" >&2; exit 1; }
+    # shellcheck disable=SC2086 # a list
+    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends ca-certificates openssl python3 ${packages[$peer]}
+    MIXGATE_PEER=$peer cargo test --locked -p mixgate-tests --test peers -- --nocapture "${peer}_"
+done
