@@ -90,6 +90,7 @@ pub fn node(nickname: &str, address: SocketAddr, exit_to: Option<SocketAddr>) ->
 pub fn exit(server: &str) -> String {
     format!(
         "[node.smtp]\nenabled = true\nretry = [{{ every = \"1s\", for = \"1h\" }}]\nlimits.per_recipient.mails = 0\n\
+         proof_address = \"postmaster@example.org\"\n\
          [node.smtp.mail]\nreturn_address = \"nobody@exit.example\"\n\
          [node.smtp.server]\n{server}"
     )

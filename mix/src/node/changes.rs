@@ -4,7 +4,7 @@
 //! business; most do when they next decide something. What ports, folders, names and sealed keys are bound to is not here.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
 use tracing::warn;
@@ -244,7 +244,9 @@ fn mbox_way(config: &NodeConfig, deliveries: &Deliveries) -> Result<MboxWay, Nod
                 warn!(key = "node.mbox.address_file", line, "the folder cannot be made or entered: its mail waits");
             }
             let mail = SmtpWay { max_size, mime: None, ..smtp_way(&config.smtp, deliveries)? };
-            Some(Elsewhere { table, mail: Arc::new(mail), told: false.into() })
+            let kept = smtp_way(&config.smtp, deliveries)?;
+            let kept = SmtpWay { max_size, mime: None, writer: kept.writer.offering(None), ..kept };
+            Some(Elsewhere { table, mail: Arc::new(mail), kept: Arc::new(kept), told: Mutex::default() })
         }
         _ => None,
     };

@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rand::CryptoRng;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
@@ -78,6 +78,8 @@ const DELIVERIES: usize = 8;
 const DELIVERIES_APART: usize = 32;
 /// How many of them one owner of domains may have: his servers may hang, and he may send himself any number of mails.
 const DELIVERIES_OF_OWNER: usize = 2;
+/// Mails that are written at a time, in the whole process: each may take many times the octets of its message.
+static PENS: Semaphore = Semaphore::const_new(4);
 /// Messages read from the queue at once: each may have the size of a whole message.
 const LOAD: usize = 16;
 /// The longest time between two looks at the queue.
@@ -531,6 +533,8 @@ impl ExitService {
         item: ExitItem,
     ) -> (Verdict, bool) {
         let (writer, recipient, now) = (Arc::clone(&way), to.clone(), self.world.now());
+        // A message is inflated, parsed and signed in memory.
+        let pen = PENS.acquire().await;
         let written = spawn_blocking(move || {
             let key = delivery_key(&item);
             let mut dice = writer.message_ids.dice(&key);
@@ -541,7 +545,9 @@ impl ExitService {
             };
             Some((mail, writer.message_ids.file_name(&key)))
         });
-        let (mail, name) = match written.await {
+        let written = written.await;
+        drop(pen);
+        let (mail, name) = match written {
             Ok(Some(mail)) => mail,
             Ok(None) => return (Verdict::Undeliverable, false),
             Err(e) => return (failed(&e), false),

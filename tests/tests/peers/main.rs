@@ -252,7 +252,7 @@ fn story(kind: Kind) {
         return;
     }
     let peer = Peer::start(kind);
-    let mut house = House::start(&server(&peer, Door::Closed, ""));
+    let mut house = House::start(&server(&peer, Door::Plain, "tls = \"opportunistic\"\n"));
     let speaks_tls = peer.speaks_tls();
     let (modes, disagreements) = (modes(&peer, speaks_tls), disagreements(&peer, speaks_tls));
     all_modes(&peer, &house, &modes);

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use crate::crypto::{DIGEST_LEN, Digest, sha1};
 use crate::node::retry::RetrySchedule;
 use crate::secret::Secret;
+use crate::store::db::{instant, seconds};
 
 /// Domains that are remembered to be away: some 500 kilobytes. Strangers choose them; beyond it the one that would be tried
 /// first is forgotten, and mail for it finds out by itself.
@@ -35,7 +36,8 @@ impl MailServer {
     pub(super) fn is_away(&mut self, schedule: &RetrySchedule, now: SystemTime) -> SystemTime {
         self.looks += 1;
         self.failures = self.failures.saturating_add(1).min(schedule.tries());
-        let next = now + schedule.wait_after(self.failures).unwrap_or_default();
+        // In whole seconds, as the queue has it: else what waits for it would be due before it is called again.
+        let next = instant(seconds(now + schedule.wait_after(self.failures).unwrap_or_default()));
         self.until = Some(next);
         next
     }
@@ -104,6 +106,13 @@ mod tests {
 
     use super::*;
     use crate::node::retry::RetryStep;
+
+    #[test]
+    fn destination_that_is_away_waits_until_a_second_that_the_queue_knows() {
+        let schedule = RetrySchedule::new(vec![RetryStep { every: HOUR, during: HOUR }]);
+        let until = MailServer::default().is_away(&schedule, NOON + Duration::from_millis(900));
+        assert_eq!(until, NOON + HOUR);
+    }
 
     const NOON: SystemTime = SystemTime::UNIX_EPOCH;
     const HOUR: Duration = Duration::from_secs(3600);

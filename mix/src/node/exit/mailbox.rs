@@ -4,8 +4,8 @@
 //! the way of all e-mail and with its retries, refusals and limits, or into a folder of this machine. Where a name goes is
 //! looked up when its mail is delivered, so that a table that has changed holds for all that waits.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use tokio::task::spawn_blocking;
@@ -15,6 +15,7 @@ use super::{ExitService, RetrySchedule, SmtpWay, Verdict, arrival, delivery_key,
 use crate::deliver::maildir::dressed;
 use crate::deliver::mbox::{AddressTable, Destination, Folder, LocalMailboxes, NotDelivered};
 use crate::packet::RoutingType;
+use crate::path::Mailbox;
 use crate::store::inbox::Arrival;
 use crate::store::queue::ExitItem;
 
@@ -30,17 +31,20 @@ pub(in crate::node) struct MboxWay {
 /// Users whose mail goes elsewhere, and how.
 pub(in crate::node) struct Elsewhere {
     pub(in crate::node) table: AddressTable,
-    /// How it looks, and how it leaves where it goes to an address.
+    /// How it looks and leaves where it goes to an address.
     pub(in crate::node) mail: Arc<SmtpWay>,
-    /// Whether the operator was told that a folder takes no mail: once, until one does. A line for each try would tell when
-    /// there was mail.
-    pub(in crate::node) told: AtomicBool,
+    /// How it looks in a folder: without an offer to opt out, since whose folder it is was the operator's own choice.
+    pub(in crate::node) kept: Arc<SmtpWay>,
+    /// The lines of folders of which the operator was told that they take no mail: once, until that one does. A line for each
+    /// try would tell when there was mail.
+    pub(in crate::node) told: Mutex<HashSet<usize>>,
 }
 
 /// Where a message goes.
 enum Goal {
     Gateway(Arc<dyn LocalMailboxes<Arrival>>),
-    Elsewhere(Destination, Arc<SmtpWay>),
+    Mail(Mailbox, Arc<SmtpWay>),
+    Folder(Folder, Arc<SmtpWay>),
 }
 
 impl MboxWay {
@@ -58,13 +62,16 @@ impl MboxWay {
     }
 
     fn goal(&self, name: &str) -> Option<Goal> {
-        let elsewhere =
-            self.elsewhere.as_ref().and_then(|it| Some((it.table.find(name)?.clone(), Arc::clone(&it.mail))));
+        let elsewhere = self.elsewhere.as_ref().and_then(|it| {
+            Some(match it.table.find(name)?.clone() {
+                Destination::Mail(to) => Goal::Mail(to, Arc::clone(&it.mail)),
+                Destination::Folder(folder) => Goal::Folder(folder, Arc::clone(&it.kept)),
+            })
+        });
         match (&self.mailboxes, elsewhere) {
             (Some(mailboxes), None) => Some(Goal::Gateway(Arc::clone(mailboxes))),
             (Some(mailboxes), Some(_)) if mailboxes.has(name) => Some(Goal::Gateway(Arc::clone(mailboxes))),
-            (_, Some((destination, mail))) => Some(Goal::Elsewhere(destination, mail)),
-            (None, None) => None,
+            (_, elsewhere) => elsewhere,
         }
     }
 }
@@ -78,7 +85,7 @@ impl ExitService {
         match way.goal(&name) {
             None => Verdict::Undeliverable,
             Some(Goal::Gateway(mailboxes)) => into_the_gateway(mailboxes, name, item, way.max_size).await,
-            Some(Goal::Elsewhere(Destination::Mail(to), mail)) if item.by_mail => {
+            Some(Goal::Mail(to, mail)) if item.by_mail => {
                 let (apart, retry) = (mail.out.goes_apart(), mail.retry.clone());
                 match self.mail_by(mail, to, item).await {
                     // Its own address is a name, so it was not put off with the rest for the domain.
@@ -86,14 +93,14 @@ impl ExitService {
                     verdict => verdict,
                 }
             }
-            Some(Goal::Elsewhere(Destination::Mail(_), _)) => {
+            Some(Goal::Mail(..)) => {
                 // It goes to the places of e-mail: a mail server that hangs is to hold up no mail that stays here.
                 let id = item.id;
                 durable::note(&self.db, &self.stop, move |tx| queue::leaves_by_mail(tx, id)).await;
                 self.bell.send_replace(());
                 Verdict::Untried
             }
-            Some(Goal::Elsewhere(Destination::Folder(folder), mail)) => {
+            Some(Goal::Folder(folder, mail)) => {
                 let told = way.elsewhere.as_ref().map(|elsewhere| &elsewhere.told);
                 self.keep_in_a_folder(folder, mail, item, told).await
             }
@@ -102,10 +109,10 @@ impl ExitService {
 
     async fn keep_in_a_folder(
         &self,
-        Folder { maildir, to, .. }: Folder,
+        Folder { maildir, to, line }: Folder,
         mail: Arc<SmtpWay>,
         item: ExitItem,
-        told: Option<&AtomicBool>,
+        told: Option<&Mutex<HashSet<usize>>>,
     ) -> Verdict {
         let (now, writer) = (self.world.now(), Arc::clone(&mail));
         let kept = spawn_blocking(move || {
@@ -115,16 +122,16 @@ impl ExitService {
             let text = dressed(writer.writer.return_address(), &to, &text);
             Some(maildir.keep(&writer.message_ids.file_name(&key), &text))
         });
-        let is_told = |now| told.is_some_and(|told| told.swap(now, Ordering::Relaxed));
+        let told = || told.map(|told| told.lock().unwrap_or_else(PoisonError::into_inner));
         match kept.await {
             Ok(None) => Verdict::Undeliverable,
             Ok(Some(Ok(()))) => {
-                is_told(false);
+                told().map(|mut told| told.remove(&line));
                 Verdict::Delivered
             }
             Ok(Some(Err(_))) => {
                 // What the system says names the folder, and so the user.
-                if !is_told(true) {
+                if told().is_some_and(|mut told| told.insert(line)) {
                     warn!(
                         "a folder of node.mbox.address_file takes no mail: what is for it waits until this is mended"
                     );

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::node::durable;
 use crate::path::Mailbox;
+use crate::store::StoreError;
 use crate::store::queue::{ExitId, apart};
 
 /// What is being delivered. It stays in the queue for so long.
@@ -90,7 +91,8 @@ impl ExitService {
     /// Makes it a delivery for each of its recipients.
     pub(super) async fn split(&self, id: ExitId, recipients: Vec<Mailbox>) -> Verdict {
         match durable::write(&self.db, move |tx| apart::split(tx, id, &recipients)).await {
-            Ok(()) => Verdict::Untried,
+            // Or the operator has dropped it meanwhile.
+            Ok(()) | Err(StoreError::Missing { .. }) => Verdict::Untried,
             Err(e) => {
                 error!(error = %e, "a message for several cannot be made one for each");
                 Verdict::Later(RetrySchedule::every_minute_for_a_day())

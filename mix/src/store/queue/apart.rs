@@ -38,8 +38,8 @@ pub fn split(tx: &Tx<'_>, id: ExitId, recipients: &[Mailbox]) -> Result<(), Stor
             ExitContent::Message(compressed) => exit::insert_message(tx, item.exit_type, recipient, compressed)?,
         };
         tx.execute(
-            "UPDATE exit SET (attempts, next_attempt) = (SELECT attempts, next_attempt FROM exit WHERE id = ?2)
-                WHERE id = ?1",
+            "UPDATE exit SET (attempts, next_attempt, held, by_mail) =
+                (SELECT attempts, next_attempt, held, by_mail FROM exit WHERE id = ?2) WHERE id = ?1",
             params![copy.0, id.0],
         )?;
     }
@@ -60,12 +60,13 @@ pub fn due_apart(
     limit: usize,
 ) -> Result<Vec<ExitItem>, StoreError> {
     view.all(
-        // What is under way stays due, and so keeps its places. `rtrim(x, replace(x, '.', ''))` takes the last label off.
+        // What is under way keeps its places, even if others have put it off meanwhile. `rtrim(x, replace(x, '.', ''))` takes the last label off.
         concat!(
             "WITH due AS (SELECT id, next_attempt, ",
             host!(),
             " AS host FROM exit
-                WHERE held = 0 AND next_attempt <= ?1 AND (exit_type = ?2 OR by_mail)),
+                WHERE (exit_type = ?2 OR by_mail)
+                    AND ((held = 0 AND next_attempt <= ?1) OR id IN (SELECT value FROM json_each(?3)))),
             above AS (SELECT id, next_attempt, host, rtrim(rtrim(host, replace(host, '.', '')), '.') AS above FROM due),
             owned AS (SELECT id, next_attempt,
                 substr(host, length(rtrim(above, replace(above, '.', ''))) + 1) AS owner FROM above),
@@ -149,6 +150,21 @@ mod tests {
         let under_way = under_way.to_vec();
         let due = db.read(move |view| due_apart(view, hour(1), &under_way, each, limit));
         addresses(&due.unwrap())
+    }
+
+    #[test]
+    fn what_is_put_off_or_held_while_it_is_under_way_keeps_its_place() {
+        let (_folder, db) = fresh(&[SCHEMA, BY_HAND]);
+        let ids = queue(&db, &["a@x.y", "b@x.y", "c@x.y"]);
+        let under_way = ids[..2].to_vec();
+        let (put_off, held) = (ids[0], ids[1]);
+        db.write(move |tx| {
+            leave_until(tx, put_off, hour(500))?;
+            tx.execute("UPDATE exit SET held = 1 WHERE id = ?1", params![held.0])
+        })
+        .unwrap();
+        assert_eq!(due(&db, &under_way, 2, 9), [""; 0], "two of the owner are under way");
+        assert_eq!(due(&db, &under_way, 3, 9), ["c@x.y"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ impl Exited {
     /// The exit with these users, whose mail leaves by `mail`; mail for anybody is not delivered.
     fn with_users(mut self, table: &str, mail: Arc<SmtpWay>) -> Self {
         let table = AddressTable::parse(table.as_bytes(), "alpha.mbox.alt").unwrap();
-        let elsewhere = Some(Elsewhere { table, mail, told: false.into() });
+        let elsewhere = Some(Elsewhere { table, kept: Arc::clone(&mail), mail, told: Mutex::default() });
         let mbox = MboxWay { mailboxes: Some(self.mailbox.clone()), max_size: 100_000, elsewhere };
         let ways = self.service.ways.borrow().clone();
         self.service.ways = watch::channel(Ways { smtp: None, mbox: Some(Arc::new(mbox)), ..ways }).1;
