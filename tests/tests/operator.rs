@@ -550,26 +550,6 @@ fn opt_outs_are_listed_and_undone_beside_a_node_and_without_one_and_a_mail_waits
 }
 
 #[test]
-fn record_for_the_dns_has_the_key_that_openssl_made() {
-    let node = Node::new();
-    let (code, _, said) = node.run(&["exit", "dkim-record"]);
-    assert!(code == 78 && said.contains("no key is set"), "{said}");
-    let key = node.folder.path().join("dkim.pem");
-    let openssl = |arguments: &[&str]| Command::new("openssl").args(arguments).arg(&key).output().unwrap();
-    assert!(openssl(&["genrsa", "-out"]).status.success());
-    let dkim = format!("[node.smtp.dkim]\ndomain = \"exit.example\"\nselector = \"m\"\nkey_file = {key:?}\n");
-    node.write(&(node.config() + &dkim));
-    let said = node.done(&["exit", "dkim-record"]);
-    let (name, text) = said.split_once(" IN TXT ").unwrap();
-    assert_eq!(name, "m._domainkey.exit.example.");
-    assert!(text.contains("\" \"") && text.split('"').all(|string| string.len() <= 255), "{text}");
-    let text = text.trim().trim_matches('"').replace("\" \"", "");
-    let public = String::from_utf8(openssl(&["rsa", "-pubout", "-in"]).stdout).unwrap();
-    let base64: String = public.lines().filter(|line| !line.starts_with('-')).collect();
-    assert_eq!(text, format!("v=DKIM1; k=rsa; p={base64}"));
-}
-
-#[test]
 fn configuration_that_nobody_names_is_looked_for_where_it_usually_lies() {
     let node = Node::new();
     let show = || {
