@@ -10,13 +10,22 @@ cd "$(dirname "$0")/.."
 
 # Debian starts what it installs. Here the tests do.
 policy=/usr/sbin/policy-rc.d
+made=()
+trap '((${#made[@]} == 0)) || rm -f "${made[@]}"' EXIT
 if [[ ! -e $policy ]]; then
-    trap 'rm -f "$policy"' EXIT
+    made+=("$policy")
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod 755 "$policy"
 fi
 
 declare -A packages=([postfix]="postfix sasl2-bin" [opensmtpd]=opensmtpd [exim]=exim4-daemon-light)
+# The OpenSMTPD of Debian 12 itself breaks off every TLS handshake: with OpenSSL 3 it does not find its keys.
+if grep -q '^VERSION_CODENAME=bookworm$' /etc/os-release; then
+    packages[opensmtpd]=opensmtpd/bookworm-backports
+    backports=/etc/apt/sources.list.d/mixgate-peers.list
+    made+=("$backports")
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm-backports main" >"$backports"
+fi
 (($#)) || set -- postfix opensmtpd exim
 
 apt-get update -q

@@ -99,6 +99,9 @@ impl Kind {
         if let Some((_, package)) = self.programs().iter().find(|(program, _)| !Path::new(program).exists()) {
             return Some(format!("Debian's package {package}"));
         }
+        if self == Self::OpenSmtpd && !opensmtpd::speaks_tls() {
+            return Some("OpenSMTPD 7, which Debian 12 has in bookworm-backports".into());
+        }
         (self != Self::Exim && !is_root()).then(|| format!("{}, which runs as root alone", self.name()))
     }
 
@@ -223,21 +226,6 @@ impl Peer {
     /// Where a door of it is.
     pub fn address(&self, door: Door) -> SocketAddr {
         port(&self.ports, door)
-    }
-
-    /// Whether it speaks TLS with OpenSSL. OpenSMTPD 6.8 of Debian 12 offers it and breaks every handshake off, since its keys
-    /// lie in another process, in a way that OpenSSL 3 no longer has. Says so when it does not.
-    ///
-    /// # Panics
-    /// When openssl is not there.
-    pub fn speaks_tls(&self) -> bool {
-        let mut openssl = Command::new("openssl");
-        openssl.args(["s_client", "-starttls", "smtp", "-connect", &self.address(Door::StartTls).to_string()]);
-        let speaks = openssl.stdin(Stdio::null()).output().unwrap().status.success();
-        if !speaks {
-            println!("not tested here: TLS with this {}, which speaks none with OpenSSL either", self.kind.name());
-        }
-        speaks
     }
 
     /// The certificate of who vouches for it.

@@ -111,23 +111,22 @@ struct Mode {
     with: &'static str,
 }
 
-/// Each with a good end. Where the server speaks no TLS, those without are left, and what it offers is done without.
-fn modes(peer: &Peer, speaks_tls: bool) -> Vec<Mode> {
-    let opportunistic = if speaks_tls { "esmtps" } else { "esmtp" };
+/// Each with a good end.
+fn modes(peer: &Peer) -> Vec<Mode> {
     let trusted = format!("ca_file = \"{}\"\n", peer.authority().display());
     let required = format!("tls = \"required\"\n{trusted}");
     let login = format!("{required}user = \"{USER}\"\npassword = \"{PASSWORD}\"\n");
     let modes = [
         ("none", Door::Plain, "tls = \"none\"\n".into(), "esmtp"),
         ("not-offered", Door::Plain, "tls = \"opportunistic\"\n".into(), "esmtp"),
-        ("opportunistic", Door::StartTls, "tls = \"opportunistic\"\n".into(), opportunistic),
+        ("opportunistic", Door::StartTls, "tls = \"opportunistic\"\n".into(), "esmtps"),
         ("required", Door::WantsTls, required.clone(), "esmtps"),
         ("implicit", Door::Implicit, format!("tls = \"implicit\"\n{trusted}"), "esmtps"),
         ("plain-login", Door::LoginPlain, login.clone(), "esmtpsa"),
         ("login-login", Door::LoginLogin, login, "esmtpsa"),
     ];
     let modes = modes.into_iter().map(|(name, door, settings, with)| Mode { name, door, settings, with });
-    modes.filter(|mode| peer.kind.has(mode.door) && (speaks_tls || mode.with == "esmtp")).collect()
+    modes.filter(|mode| peer.kind.has(mode.door)).collect()
 }
 
 fn address(name: &str) -> String {
@@ -190,22 +189,19 @@ struct Disagreement {
     right: (Door, String),
 }
 
-fn disagreements(peer: &Peer, speaks_tls: bool) -> Vec<Disagreement> {
+fn disagreements(peer: &Peer) -> Vec<Disagreement> {
     let trusted = format!("tls = \"required\"\nca_file = \"{}\"\n", peer.authority().display());
     let login = |password: &str| format!("{trusted}user = \"{USER}\"\npassword = \"{password}\"\n");
     let (tls, plain) = ("node.smtp.server.tls", String::from("tls = \"none\"\n"));
     let of = |name, door, wrong, key, right| Disagreement { name, door, wrong, key, right };
-    let mut all = vec![
+    let untrusted = String::from("tls = \"required\"\n");
+    let (wrong, right) = (login("barley"), (Door::LoginPlain, login(PASSWORD)));
+    vec![
         of("no-tls", Door::Plain, trusted.clone(), tls, (Door::Plain, plain.clone())),
         of("closed", Door::Closed, plain.clone(), "node.smtp.mail.return_address", (Door::Plain, plain)),
-    ];
-    if speaks_tls {
-        let untrusted = String::from("tls = \"required\"\n");
-        let (wrong, right) = (login("barley"), (Door::LoginPlain, login(PASSWORD)));
-        all.push(of("certificate", Door::WantsTls, untrusted, tls, (Door::WantsTls, trusted.clone())));
-        all.push(of("password", Door::LoginPlain, wrong, "node.smtp.server.password", right));
-    }
-    all
+        of("certificate", Door::WantsTls, untrusted, tls, (Door::WantsTls, trusted.clone())),
+        of("password", Door::LoginPlain, wrong, "node.smtp.server.password", right),
+    ]
 }
 
 /// All mail waits, the operator hears of it, and none is lost.
@@ -253,8 +249,7 @@ fn story(kind: Kind) {
     }
     let peer = Peer::start(kind);
     let mut house = House::start(&server(&peer, Door::Plain, "tls = \"opportunistic\"\n"));
-    let speaks_tls = peer.speaks_tls();
-    let (modes, disagreements) = (modes(&peer, speaks_tls), disagreements(&peer, speaks_tls));
+    let (modes, disagreements) = (modes(&peer), disagreements(&peer));
     all_modes(&peer, &house, &modes);
     what_must_be_mended(&peer, &mut house, &disagreements);
     refusals(&peer, &house);
