@@ -1,9 +1,10 @@
 //! The harness of the stories in `tests/tests`: starts the program as its users do, and talks to it as their programs do.
 //!
-//! Nothing here knows the inside of the house: [`program`] runs the binary, [`clock`] shows it another date, [`roles`] writes its files, [`demo`] reads the file of `--ready`,
-//! [`smtp`] and [`pop3`] are sockets with lines on them, [`sink`] and [`strict`] are mail servers of our own, [`peers`] are
-//! those of others, [`hostile`] is what strangers write, and [`letter`] reads mails with Python's `email`, which shares no
-//! line with the programs under test.
+//! Nothing here knows the inside of the house: [`program`] runs the binary, [`clock`] shows it another date, [`roles`] writes
+//! its files, [`demo`] reads the file of `--ready`, [`smtp`] and [`pop3`] are sockets with lines on them, [`sink`] and
+//! [`strict`] are mail servers of our own, [`peers`] are those of others, [`names`] is a name service that leads to them,
+//! [`hostile`] is what strangers write, and [`letter`] reads mails with Python's `email`, which shares no line with the
+//! programs under test.
 //!
 //! Everything that is waited for has a bound, and ends the test with the name of what did not come.
 
@@ -15,6 +16,7 @@ pub mod demo;
 pub mod hostile;
 pub mod letter;
 pub mod mails;
+pub mod names;
 pub mod peers;
 pub mod pop3;
 pub mod program;

@@ -86,13 +86,22 @@ pub fn node(nickname: &str, address: SocketAddr, exit_to: Option<SocketAddr>) ->
     config
 }
 
-/// What makes a [`node`] an exit by e-mail, with these lines of `[node.smtp.server]`.
+/// What makes a [`node`] an exit by e-mail through one mail server, with these lines of `[node.smtp.server]`.
 pub fn exit(server: &str) -> String {
+    exit_by("smarthost", &format!("[node.smtp.server]\n{server}"))
+}
+
+/// What makes a [`node`] an exit by e-mail to the servers of each domain, with these lines of `[node.smtp.mx]`.
+pub fn exit_by_mx(servers: &str) -> String {
+    exit_by("mx", &format!("[node.smtp.mx]\n{servers}"))
+}
+
+fn exit_by(way: &str, section: &str) -> String {
     format!(
-        "[node.smtp]\nenabled = true\nretry = [{{ every = \"1s\", for = \"1h\" }}]\nlimits.per_recipient.mails = 0\n\
-         proof_address = \"postmaster@example.org\"\n\
+        "[node.smtp]\nenabled = true\nway = \"{way}\"\nretry = [{{ every = \"1s\", for = \"1h\" }}]\n\
+         limits.per_recipient.mails = 0\nproof_address = \"postmaster@example.org\"\n\
          [node.smtp.mail]\nreturn_address = \"nobody@exit.example\"\n\
-         [node.smtp.server]\n{server}"
+         {section}"
     )
 }
 

@@ -19,7 +19,15 @@ impl Sink {
     /// # Panics
     /// When there is no free port.
     pub fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into())
+    }
+
+    /// Starts it there.
+    ///
+    /// # Panics
+    /// When another is there.
+    pub fn start_at(address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).unwrap();
         let sink = Self { address: listener.local_addr().unwrap(), mails: Arc::default() };
         let mails = Arc::clone(&sink.mails);
         thread::spawn(move || {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-use super::{DOMAIN, Door, HOST, PASSWORD, Place, USER, id, is_root, port};
+use super::{DOMAINS, Door, HOST, PASSWORD, Place, USER, id, is_root, port};
 
 /// Debian's user for it.
 const ITS_USER: &str = "Debian-exim";
@@ -52,7 +52,7 @@ smtp_accept_max = 100
 smtp_reserve_hosts =
 acl_smtp_mail = sender
 acl_smtp_rcpt = recipient
-domainlist ours = {DOMAIN}
+domainlist ours = {domains}
 
 begin acl
 sender:
@@ -102,6 +102,7 @@ login:
   server_condition = ${{if and{{{{eq{{$auth1}}{{{USER}}}}}{{eq{{$auth2}}{{{PASSWORD}}}}}}}}}
   server_set_id = $auth1
 ",
+        domains = DOMAINS.join(" : "),
         spool = place.text("spool"),
         log = place.text("log"),
         pid = place.text("spool/exim.pid"),

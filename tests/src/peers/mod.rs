@@ -1,5 +1,5 @@
 //! Mail servers that people run, from Debian, each with a configuration, a queue and a log of a test's own: as smart hosts of
-//! an exit, for the domain `example.org`, whose mail it keeps in one Maildir.
+//! an exit and as servers of the domain `example.org` and of some below it, whose mail it keeps in one Maildir.
 //!
 //! What all of them do is said here, and how each is told to do it in a file of its own. Postfix and OpenSMTPD run as root
 //! alone. The queue of OpenSMTPD is the system's, since its place is compiled in.
@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempDir;
 
@@ -24,6 +25,8 @@ use crate::{PATIENCE, says_what_is_missing, until};
 
 /// Whom it keeps mail for.
 pub const DOMAIN: &str = "example.org";
+/// The same and others.
+pub const DOMAINS: [&str; 4] = [DOMAIN, "bare.example.org", "backup.example.org", "many.example.org"];
 /// Whose mail it refuses for now, until [`Peer::lets_grey_in`].
 pub const GREY: &str = "grey@example.org";
 /// Whose mail it refuses for good.
@@ -33,7 +36,7 @@ pub const USER: &str = "exit";
 /// With this password.
 pub const PASSWORD: &str = "open-sesame";
 /// What it is called.
-const HOST: &str = "mx.example.org";
+pub const HOST: &str = "mx.example.org";
 /// The variable that says which server must be there; one of the names of [`Kind`].
 const WANTED: &str = "MIXGATE_PEER";
 
@@ -66,6 +69,9 @@ pub enum Door {
     /// Takes nothing from anybody.
     Closed,
 }
+
+/// Held by the OpenSMTPD that runs.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// In the order of the ports.
 const DOORS: [Door; 7] =
@@ -140,6 +146,8 @@ pub struct Peer {
     ports: Vec<SocketAddr>,
     place: Place,
     program: Program,
+    /// Let go of when it has ended.
+    _alone: Option<MutexGuard<'static, ()>>,
 }
 
 /// Its folder, and the names of things in there.
@@ -205,11 +213,12 @@ impl Place {
 }
 
 impl Peer {
-    /// Starts it, and waits until it greets.
+    /// Starts it, and waits until it greets. Where there can be no two of a kind, it waits for the other's end first.
     ///
     /// # Panics
     /// When it does not.
     pub fn start(kind: Kind) -> Self {
+        let alone = (kind == Kind::OpenSmtpd).then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner));
         let place = Place::new();
         let ports = free_ports(DOORS.len());
         let command = match kind {
@@ -217,7 +226,7 @@ impl Peer {
             Kind::Exim => exim::command(&place, &ports),
             Kind::OpenSmtpd => opensmtpd::command(&place, &ports),
         };
-        let mut peer = Self { kind, ports, place, program: Program::start(command) };
+        let mut peer = Self { kind, ports, place, program: Program::start(command), _alone: alone };
         let address = peer.address(Door::Plain);
         peer.program.until("the greeting of the mail server", |_| Smtp::connect(address).ok());
         peer

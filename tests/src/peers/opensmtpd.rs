@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-use super::{DOMAIN, Door, GREY, HOST, PASSWORD, Place, REFUSED, USER, port};
+use super::{DOMAINS, Door, GREY, HOST, PASSWORD, Place, REFUSED, USER, port};
 
 /// Whose mail is refused, for now or at all: a program that it asks (smtpd-filters(7)).
 const FILTER: &str = r#"#!/usr/bin/python3
@@ -64,11 +64,12 @@ filter grey proc-exec \"{filter} grey {GREY} {open}\"
 filter closed proc-exec \"{filter} closed {GREY} {open}\"
 action keep maildir \"{mail}\" virtual <everybody>
 match from any for rcpt-to \"{REFUSED}\" reject
-match from any for domain \"{DOMAIN}\" action keep
+match from any for domain {{ {domains} }} action keep
 ",
         cert = place.text("cert.pem"),
         key = place.text("key.pem"),
         hash = hashed(),
+        domains = DOMAINS.map(|domain| format!("\"{domain}\"")).join(", "),
         filter = place.text("filter.py"),
         open = place.text("open"),
         mail = place.text("mail"),

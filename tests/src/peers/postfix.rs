@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-use super::{DOMAIN, Door, GREY, HOST, PASSWORD, Place, REFUSED, USER, port};
+use super::{DOMAINS, Door, GREY, HOST, PASSWORD, Place, REFUSED, USER, port};
 
 /// Whose mail is refused for now: Postfix asks for each recipient.
 const POLICY: &str = r#"
@@ -77,7 +77,7 @@ inet_interfaces = 127.0.0.1
 inet_protocols = ipv4
 smtputf8_enable = no
 alias_maps =
-virtual_mailbox_domains = {DOMAIN}
+virtual_mailbox_domains = {domains}
 virtual_mailbox_base = {base}
 virtual_mailbox_maps = static:mail/
 virtual_uid_maps = static:65534
@@ -96,6 +96,7 @@ smtpd_sasl_local_domain = {HOST}
         queue = path("queue"),
         data = path("data"),
         log = path("log"),
+        domains = DOMAINS.join(" "),
         base = path("."),
         cert = path("cert.pem"),
         key = path("key.pem"),

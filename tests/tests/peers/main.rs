@@ -1,104 +1,28 @@
-//! Mail servers that people run, as smart hosts of an exit: the whole way from a mail client through a network of single
-//! processes into a mailbox of theirs, in each mode, and however badly they behave.
+//! Mail servers that people run, as smart hosts of an exit and (`mx`) as servers of a domain: the whole way from a mail client
+//! through a network of single processes into a mailbox of theirs, in each mode, and however badly they behave.
 //!
 //! Debian lets one of them be installed at a time: `tests/peers.sh` has all three, one after the other. What each of them
 //! logged is printed (`--nocapture`).
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
 
+mod house;
+mod mx;
 mod smuggling;
 
-use std::fs;
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use mix::store::queue::exit as queue;
-use mix::store::{Db, NODE_SCHEMAS};
-use mixgate_tests::mails::plain;
+use house::House;
 use mixgate_tests::peers::{DOMAIN, Door, GREY, Kind, PASSWORD, Peer, REFUSED, USER};
-use mixgate_tests::program::{Program, command, free_ports};
-use mixgate_tests::roles::{directory, directory_key, exit, gateway, login, network, node, run};
+use mixgate_tests::roles::exit;
 use mixgate_tests::{PATIENCE, until};
-use tempfile::TempDir;
 
-/// What no process of ours may say.
-const SECRETS: [&str; 3] = ["example.org", "kanárek", PASSWORD];
+/// Said of a server that does not answer.
+const AWAY: &str = "the mail server is away";
+/// Said of a mail that nobody takes.
+const DROPPED: &str = "could not be delivered and was dropped";
 /// Of a mail server that says nothing.
 const IMPATIENT: Duration = Duration::from_secs(2);
-
-/// A mix, an exit and a gateway, each a process of its own.
-struct House {
-    folder: TempDir,
-    smtp: SocketAddr,
-    /// The configuration of the exit, but for its mail server.
-    exit_config: String,
-    exit: Program,
-    others: [Program; 2],
-}
-
-impl House {
-    /// The exit hands mail to this server.
-    fn start(server: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let ports = free_ports(5);
-        let [dir, alpha, gamma, smtp, pop3] = ports[..] else { panic!("five ports") };
-        // The first process is directory and mix. Its own key is known only once it has been up.
-        let mut first = run(folder.path(), "first", &directory(dir));
-        let net = network(dir, &directory_key(&mut first));
-        first.stop();
-        let first = run(folder.path(), "first", &format!("{net}{}{}", directory(dir), node("Alpha", alpha, None)));
-        let exit_config = format!("{net}{}", node("Gamma", gamma, None));
-        let mut exit = run(folder.path(), "gamma", &format!("{exit_config}{}", exit(server)));
-        exit.until("the node that may be asked", |exit| exit.stderr().contains("the node is up").then_some(()));
-        let mut door = run(folder.path(), "gateway", &format!("{net}{}", gateway(smtp, pop3, "Alpha,Gamma")));
-        door.until("the SMTP door", |_| login(smtp));
-        Self { folder, smtp, exit_config, exit, others: [first, door] }
-    }
-
-    /// From now on the exit hands mail to this one.
-    fn delivers_to(&self, server: &str) {
-        let file = self.folder.path().join("gamma.toml");
-        fs::write(&file, format!("{}{}", self.exit_config, exit(server))).unwrap();
-        let mut command = command();
-        let output = command.current_dir(self.folder.path()).args(["node", "reload", "--config"]).arg(&file).output();
-        let output = output.unwrap();
-        assert!(output.status.success(), "{output:?}");
-        let said = String::from_utf8(output.stdout).unwrap();
-        assert!(said.starts_with("changed: node.smtp.server.") && !said.contains("restart"), "{said}");
-    }
-
-    /// Hands in a mail to this recipient.
-    fn sends(&self, to: &str) {
-        let mail = plain(to, "kanárek", "Ještě zpívá.\n.\nA dál.\n");
-        // Until the gateway knows the exit, it says so.
-        until("a mail that is taken", PATIENCE, || {
-            let reply = login(self.smtp)?.mail("<me@example.net>", &[to], &mail);
-            assert!([250, 451, 550].contains(&reply.code), "{reply}");
-            (reply.code == 250).then_some(())
-        });
-    }
-
-    /// How often the exit has logged this.
-    fn said(&self, words: &str) -> usize {
-        self.exit.stderr().matches(words).count()
-    }
-
-    /// Until the exit logs this once more than it had `before`.
-    fn says(&mut self, words: &str, before: usize) {
-        self.exit.until(words, |exit| (exit.stderr().matches(words).count() > before).then_some(()));
-    }
-
-    /// Ends all of it, and looks at what is left.
-    fn ends(mut self) {
-        for program in self.others.iter_mut().chain([&mut self.exit]) {
-            program.stop();
-            program.said_nothing_of(&SECRETS);
-            program.logged_nothing_that_links();
-        }
-        let db = Db::open(&self.folder.path().join("Gamma/node.db"), &NODE_SCHEMAS).unwrap();
-        assert_eq!(db.read(queue::count).unwrap(), 0, "all was delivered or refused");
-    }
-}
 
 /// A way to hand mail over.
 struct Mode {
@@ -133,10 +57,10 @@ fn address(name: &str) -> String {
     format!("{name}@{DOMAIN}")
 }
 
-/// The lines of `[node.smtp.server]` for a door.
-fn server(peer: &Peer, door: Door, settings: &str) -> String {
+/// What has the exit hand mail to a door, with these lines of `[node.smtp.server]`.
+fn at(peer: &Peer, door: Door, settings: &str) -> String {
     let address = peer.address(door);
-    format!("host = \"{}\"\nport = {}\n{settings}", address.ip(), address.port())
+    exit(&format!("host = \"{}\"\nport = {}\n{settings}", address.ip(), address.port()))
 }
 
 /// The headers of a mail.
@@ -169,7 +93,7 @@ fn came_with(head: &str) -> String {
 
 fn all_modes(peer: &Peer, house: &House, modes: &[Mode]) {
     for mode in modes {
-        house.delivers_to(&server(peer, mode.door, &mode.settings));
+        house.delivers_by(&at(peer, mode.door, &mode.settings));
         let to = address(mode.name);
         house.sends(&to);
         assert_eq!(came_with(&arrives(peer, &to)), mode.with, "{}", mode.name);
@@ -208,22 +132,23 @@ fn disagreements(peer: &Peer) -> Vec<Disagreement> {
 fn what_must_be_mended(peer: &Peer, house: &mut House, disagreements: &[Disagreement]) {
     for Disagreement { name, door, wrong, key, right: (right_door, right) } in disagreements {
         let before = house.said(key);
-        house.delivers_to(&server(peer, *door, wrong));
+        house.delivers_by(&at(peer, *door, wrong));
         house.sends(&address(name));
         house.says(key, before);
         assert!(mails_to(peer, &address(name)).is_empty(), "{name}");
-        house.delivers_to(&server(peer, *right_door, right));
+        house.delivers_by(&at(peer, *right_door, right));
         arrives(peer, &address(name));
     }
 }
 
-fn refusals(peer: &Peer, house: &House) {
-    house.delivers_to(&server(peer, Door::Plain, "tls = \"opportunistic\"\n"));
+/// What is refused for now comes later, what is refused for good is dropped, and neither holds up others.
+fn refusals(peer: &Peer, house: &mut House) {
+    let before = house.said(DROPPED);
     house.sends(GREY);
     until("a refusal for now", PATIENCE, || (peer.refusals("451", GREY) > 0).then_some(()));
     house.sends(REFUSED);
     until("a refusal", PATIENCE, || (peer.refusals("550", REFUSED) > 0).then_some(()));
-    // Neither holds up others.
+    house.says(DROPPED, before);
     house.sends(&address("another"));
     arrives(peer, &address("another"));
     assert!(mails_to(peer, GREY).is_empty());
@@ -232,9 +157,8 @@ fn refusals(peer: &Peer, house: &House) {
 }
 
 fn silence(peer: &Peer, house: &mut House) {
-    const AWAY: &str = "the mail server is away";
     let timeout = format!("timeout = \"{}s\"\n", IMPATIENT.as_secs());
-    house.delivers_to(&server(peer, Door::Plain, &timeout));
+    house.delivers_by(&at(peer, Door::Plain, &timeout));
     let before = house.said(AWAY);
     peer.hangs();
     house.sends(&address("patient"));
@@ -248,11 +172,12 @@ fn story(kind: Kind) {
         return;
     }
     let peer = Peer::start(kind);
-    let mut house = House::start(&server(&peer, Door::Plain, "tls = \"opportunistic\"\n"));
+    let mut house = House::start(&at(&peer, Door::Plain, "tls = \"opportunistic\"\n"));
     let (modes, disagreements) = (modes(&peer), disagreements(&peer));
     all_modes(&peer, &house, &modes);
     what_must_be_mended(&peer, &mut house, &disagreements);
-    refusals(&peer, &house);
+    house.delivers_by(&at(&peer, Door::Plain, "tls = \"opportunistic\"\n"));
+    refusals(&peer, &mut house);
     silence(&peer, &mut house);
     house.ends();
     // In the time of all that, whoever tries again would have.
