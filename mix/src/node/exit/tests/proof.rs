@@ -5,7 +5,10 @@ use std::path::Path;
 
 use super::*;
 use crate::deliver::maildir::{Maildir, MaildirConfig};
+use crate::deliver::mx::testing::{At, name_server};
+use crate::deliver::mx::{MxConfig, MxExit, Policies};
 use crate::deliver::sendmail::{Sendmail, SendmailConfig};
+use crate::deliver::smtp::tests::{Manners, all, server_on};
 use crate::node::config::NodeConfig;
 use crate::node::exit::way::Unproven;
 use crate::store::testing::Heard;
@@ -192,4 +195,21 @@ async fn mailbox_that_the_server_does_not_take_mail_for_is_said_by_its_key_and_n
     let why = way.out.prove(way.writer.return_address(), &grey, World::real().dice()).await.unwrap_err();
     assert_eq!(why.fault.to_string(), "node.smtp.server: the mail server refused the mail for now (450)");
     assert!(why.passes);
+}
+
+#[tokio::test]
+async fn server_of_a_domain_that_is_asked_for_a_proof_is_not_told_that_a_mail_comes() {
+    let here = std::net::IpAddr::from([127, 0, 0, 1]);
+    let listener = tokio::net::TcpListener::bind((here, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let mut hears = server_on(listener, Manners::default());
+    let (names, _) = name_server(vec![("b.example", At::Address(here))]).await;
+    let config = MxConfig { name_servers: vec![names], port, inside: vec![here], ..MxConfig::default() };
+    let (from, to) = (Mailbox::parse("nobody@exit.example").unwrap(), Mailbox::parse("postmaster@b.example").unwrap());
+    let policies = Arc::new(Policies::new(Box::new(|_, _| Box::pin(async { None }))));
+    let way = WayOut::Mx(Box::new(MxExit::new(&config, &from, policies).unwrap()));
+    assert!(way.prove(&from, &to, World::real().dice()).await.is_ok());
+    let said = all(&mut hears);
+    let commands: Vec<_> = said.iter().filter_map(|line| line.split_ascii_whitespace().next()).collect();
+    assert_eq!(commands, ["EHLO", "MAIL", "RCPT", "QUIT"]);
 }
