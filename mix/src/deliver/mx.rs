@@ -117,6 +117,15 @@ pub struct MxExit {
     policies: Arc<Policies>,
 }
 
+/// How far a conversation goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Upto {
+    /// The recipient.
+    Recipient,
+    /// That a mail comes.
+    Mail,
+}
+
 /// What an attempt at one server comes to when that server does not take the mail.
 enum Missed {
     /// It was never told of a recipient.
@@ -159,6 +168,25 @@ impl MxExit {
         to: &Mailbox,
         dice: &mut impl CryptoRng,
     ) -> Result<Conversation, NotOffered> {
+        self.converse(Upto::Mail, from, to, dice).await
+    }
+
+    /// Asks as [`MxExit::offer`] does whether a server would take mail for the recipient, and ends without giving it any.
+    ///
+    /// # Errors
+    /// [`NotOffered`].
+    pub async fn would_take(&self, from: &Mailbox, to: &Mailbox, dice: &mut impl CryptoRng) -> Result<(), NotOffered> {
+        self.converse(Upto::Recipient, from, to, dice).await?.leave().await;
+        Ok(())
+    }
+
+    async fn converse(
+        &self,
+        upto: Upto,
+        from: &Mailbox,
+        to: &Mailbox,
+        dice: &mut impl CryptoRng,
+    ) -> Result<Conversation, NotOffered> {
         let deadline = Instant::now() + self.config.timeout;
         let domain = HostName::parse(to.domain()).map_err(|_| NotOffered::NoMail)?;
         let found = timeout_at(deadline, async {
@@ -177,7 +205,7 @@ impl MxExit {
                 calls += 1;
                 // Half of what is left: one that hangs leaves time for the next, and a single one has time enough.
                 let until = deadline - deadline.saturating_duration_since(Instant::now()) / 2;
-                match self.try_one(&host, address, enforced.is_some(), (from, to), until).await {
+                match self.try_one(&host, address, enforced.is_some(), (from, to, upto), until).await {
                     Ok(conversation) => return Ok(conversation.until(deadline)),
                     Err(Missed::Final(why)) => return Err(why),
                     Err(Missed::Unanswered) => heard = true,
@@ -220,13 +248,13 @@ impl MxExit {
         self.policies.of(domain, &texts, async |host: HostName| self.addresses(&host).await).await
     }
 
-    /// Calls one address of a server and says who is to have the mail.
+    /// Calls one address of a server and says who is to have the mail, and that it comes if the conversation goes so far.
     async fn try_one(
         &self,
         host: &HostName,
         address: IpAddr,
         must_prove_itself: bool,
-        (from, to): (&Mailbox, &Mailbox),
+        (from, to, upto): (&Mailbox, &Mailbox, Upto),
         until: Instant,
     ) -> Result<Conversation, Missed> {
         let config = SmtpExitConfig {
@@ -243,7 +271,11 @@ impl MxExit {
         let Ok(Ok(server)) = made else { return Err(Missed::Before) };
         // Whatever it says now, it says of us, and another may say otherwise.
         let mut conversation = server.call(from).await.map_err(|_| Missed::Before)?;
-        conversation.offer(to).await.map_err(|why| match why {
+        let said = match upto {
+            Upto::Recipient => conversation.ask(to).await,
+            Upto::Mail => conversation.offer(to).await,
+        };
+        said.map_err(|why| match why {
             DeliverError::Permanent { code } => Missed::Final(NotOffered::Refused { code }),
             DeliverError::Transient { code } => Missed::Final(NotOffered::NotNow { code }),
             DeliverError::Unavailable(Trouble::TurnedAway { .. }) => Missed::Before,

@@ -510,8 +510,16 @@ impl Conversation {
     /// # Errors
     /// [`DeliverError`].
     pub async fn offer(&mut self, to: &Mailbox) -> Result<(), DeliverError> {
-        self.say(Rcpt::new(address(to), Vec::new())).await?;
+        self.ask(to).await?;
         self.say(Data).await
+    }
+
+    /// Says who would have a mail, and not that one comes.
+    ///
+    /// # Errors
+    /// [`DeliverError`].
+    pub(super) async fn ask(&mut self, to: &Mailbox) -> Result<(), DeliverError> {
+        self.say(Rcpt::new(address(to), Vec::new())).await
     }
 
     /// Asks whether the server would take mail for that recipient, and ends without giving it any.
@@ -519,13 +527,13 @@ impl Conversation {
     /// # Errors
     /// [`DeliverError`].
     pub async fn would_take(mut self, to: &Mailbox) -> Result<(), DeliverError> {
-        self.say(Rcpt::new(address(to), Vec::new())).await?;
+        self.ask(to).await?;
         self.end().await;
         Ok(())
     }
 
-    /// Says good-bye without a mail.
-    pub async fn leave(mut self) {
+    /// Says good-bye before it has said that a mail comes.
+    pub(super) async fn leave(mut self) {
         self.end().await;
     }
 

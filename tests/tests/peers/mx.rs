@@ -141,6 +141,10 @@ fn story(kind: Kind) {
     for to in &all {
         assert_eq!(mails_to(&peer, to).len(), 1, "{to}: each once");
     }
+    // Nor does the proof of the way: what Exim and Postfix say of a mail that breaks off.
+    for words in ["lost while reading message data", "lost connection after DATA"] {
+        assert!(!peer.log().contains(words), "no mail breaks off: {}", peer.log());
+    }
     assert_eq!((peer.mails().len(), elsewhere.mails().len()), (all.len(), 1), "and no other");
     let to = head(&elsewhere.mails()[0]).lines().find(|line| line.starts_with("To: ")).map(str::to_owned);
     assert_eq!(to, Some(format!("To: bob@{ELSEWHERE}")));

@@ -203,11 +203,7 @@ impl WayOut {
                 let conversation = server.call(from).await.map_err(Unproven::before_the_recipient)?;
                 conversation.would_take(to).await.map_err(Unproven::of_the_recipient)
             }
-            Self::Mx(servers) => {
-                let conversation = servers.offer(from, to, &mut dice).await.map_err(Unproven::by_the_domain)?;
-                conversation.leave().await;
-                Ok(())
-            }
+            Self::Mx(servers) => servers.would_take(from, to, &mut dice).await.map_err(Unproven::by_the_domain),
             Self::Sendmail(program) => {
                 let program = program.clone();
                 let key = "node.smtp.sendmail.command";
