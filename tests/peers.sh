@@ -32,7 +32,9 @@ apt-get update -q
 for peer in "$@"; do
     printf '\n==== %s\n' "$peer"
     [[ -n ${packages[$peer]:-} ]] || { echo "peers.sh: no such mail server: $peer" >&2; exit 1; }
+    # Another that installs is waited for, such as the upgrades of the machine.
     # shellcheck disable=SC2086 # a list
-    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends ca-certificates openssl python3 ${packages[$peer]}
+    DEBIAN_FRONTEND=noninteractive apt-get install -q -y -o DPkg::Lock::Timeout=120 --no-install-recommends \
+        ca-certificates openssl python3 ${packages[$peer]}
     MIXGATE_PEER=$peer cargo test --locked -p mixgate-tests --test peers -- --nocapture "${peer}_"
 done
