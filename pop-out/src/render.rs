@@ -15,14 +15,13 @@ use mail_builder::headers::raw::Raw;
 use mail_builder::headers::text::Text;
 use mail_builder::mime::MimePart;
 use mix::payload::MessageHeaders;
+use mix::store::keyring::LOCAL_DOMAIN;
 use rand::CryptoRng;
 
 use crate::pop3::Letter;
 
 /// Whom nobody can answer: the address of everyone who sent no reply block. RFC 9476 keeps `.alt` out of the DNS.
 pub const ANONYMOUS_ADDRESS: &str = "anonymous@nym.alt";
-/// The domain of the user's identities and of message ids, in no DNS either.
-pub const LOCAL_DOMAIN: &str = "mixgate.alt";
 /// Subject of mail that has none (E2E-spec 3.2.3).
 pub const DEFAULT_SUBJECT: &str = "Type III Anonymous Message";
 

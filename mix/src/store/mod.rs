@@ -23,9 +23,10 @@ pub use db::{Db, Schema, StoreError, Tx, View};
 pub const NODE_SCHEMAS: [Schema; 6] =
     [queue::SCHEMA, queue::BY_HAND, replay::SCHEMA, fragments::SCHEMA, fragments::ROOM, opt_outs::SCHEMA];
 /// The tables of a gateway's database, but for what other crates bring.
-pub const GATEWAY_SCHEMAS: [Schema; 7] = [
+pub const GATEWAY_SCHEMAS: [Schema; 8] = [
     keyring::SCHEMA,
     outbox::SCHEMA,
+    outbox::IDS,
     inbox::SCHEMA,
     surbs::SCHEMA,
     fragments::SCHEMA,
