@@ -93,6 +93,10 @@ impl Outbox for WatchedOutbox {
         self.bell.notify_one();
         Ok(())
     }
+
+    fn is_own(&self, message_id: &str) -> Result<bool, StoreError> {
+        self.db.is_own(message_id)
+    }
 }
 
 /// The inbox of the identities, for the exit in the same process.

@@ -514,6 +514,7 @@ impl Running {
             network,
             style,
             reply_to: self.reply_to.subscribe(),
+            give_up: sender.give_up,
             bell: outbox_bell,
             counters: self.counters.clone(),
             world,

@@ -1,4 +1,4 @@
-//! Moves what arrived into the maildrops.
+//! Moves what arrived into the maildrops, and what the user is to be told.
 //!
 //! Each arrival is one transaction: taken from the inbox, and put into a maildrop or among the fragments. A crash in
 //! between loses nothing and repeats nothing. When to look is the gateway's.
@@ -12,13 +12,14 @@ use mix::payload::{Fragment, headers};
 use mix::store::fragments::{self, Addition, FragmentFacts, FragmentedId};
 use mix::store::inbox::{self, ArrivalId, Arrived};
 use mix::store::keyring::Identity;
-use mix::store::{Db, StoreError, Tx, keyring};
+use mix::store::{Db, StoreError, Tx, keyring, notices};
 use rand::CryptoRng;
 
 use crate::maildrop;
 use crate::open::{self, Opened, Owner, Unreadable, Why};
 use crate::pop3::{Letter, Uidl};
 use crate::render::{self, Envelope};
+use crate::report;
 
 /// Arrivals held in memory at once: a megabyte, unless an exit delivered longer messages.
 const BATCH: usize = 32;
@@ -27,7 +28,7 @@ const MAX_STORED_FRAGMENTS: u64 = 256 << 20;
 /// What the subject of a mail about something unreadable says.
 const UNREADABLE_SUBJECT: &str = "Unreadable anonymous message";
 
-/// Empties the inbox and puts together what is complete; says how many mails were put into maildrops. It waits for the
+/// Empties the inbox, puts together what is complete, and makes mails of the notices; says how many mails were put into maildrops. It waits for the
 /// disk, and computes: call it off the async threads.
 ///
 /// # Errors
@@ -53,7 +54,7 @@ fn run_with(
             mails += complete(db, owner, inflate_max, now, rng)?;
         }
         let batch = db.read(|view| inbox::next(view, after, BATCH))?;
-        let Some(last) = batch.last() else { return Ok(mails) };
+        let Some(last) = batch.last() else { break };
         after = Some(last.id);
         for arrived in batch {
             mails += one_at_a_time(|| {
@@ -62,6 +63,23 @@ fn run_with(
                 owners.insert(owner);
                 made
             })?;
+        }
+    }
+    Ok(mails + tell(db, now, rng)?)
+}
+
+/// Makes mails of the notices.
+fn tell(db: &Db, now: SystemTime, rng: &mut impl CryptoRng) -> Result<usize, StoreError> {
+    let mut mails = 0;
+    loop {
+        let batch = db.read(|view| notices::next(view, BATCH))?;
+        if batch.is_empty() {
+            return Ok(mails);
+        }
+        for notices::Waiting { id, identity, notice } in batch {
+            let letter = report::report(&Envelope { identity: &identity, astray: None, date: now }, &notice, rng);
+            let mail = Mail { identity, uidl: Uidl::random(rng), letter };
+            mails += db.write(move |tx| if notices::taken(tx, id)? { mail.add(tx) } else { Ok(0) })?;
         }
     }
 }
@@ -316,6 +334,17 @@ mod tests {
         // Another version of the program may know better.
         assert_eq!(house.collect(), 1);
         assert_eq!(house.mails("alice").len(), 3);
+    }
+
+    #[test]
+    fn notice_lands_in_the_maildrop_of_its_identity_once() {
+        let mut house = House::new();
+        let notice = notices::Notice { subject: "News".into(), text: "All is well.".into(), undelivered: None };
+        house.db.write(move |tx| notices::put(tx, "bob", &notice)).unwrap();
+        assert_eq!((house.collect(), house.collect()), (1, 0));
+        let [mail] = &house.mails("bob")[..] else { panic!("not one mail") };
+        assert!(mail.contains("Subject: News\n") && mail.ends_with("\n\nAll is well.\n"), "{mail}");
+        assert!(house.mails("alice").is_empty());
     }
 
     #[test]

@@ -10,4 +10,5 @@ pub mod maildrop;
 pub mod open;
 pub mod pop3;
 pub mod render;
+pub mod report;
 pub mod server;

@@ -15,14 +15,13 @@ use mail_builder::headers::raw::Raw;
 use mail_builder::headers::text::Text;
 use mail_builder::mime::MimePart;
 use mix::payload::MessageHeaders;
+use mix::store::keyring::LOCAL_DOMAIN;
 use rand::CryptoRng;
 
 use crate::pop3::Letter;
 
 /// Whom nobody can answer: the address of everyone who sent no reply block. RFC 9476 keeps `.alt` out of the DNS.
 pub const ANONYMOUS_ADDRESS: &str = "anonymous@nym.alt";
-/// The domain of the user's identities and of message ids, in no DNS either.
-pub const LOCAL_DOMAIN: &str = "mixgate.alt";
 /// Subject of mail that has none (E2E-spec 3.2.3).
 pub const DEFAULT_SUBJECT: &str = "Type III Anonymous Message";
 
@@ -77,7 +76,7 @@ pub fn notice(envelope: &Envelope<'_>, subject: &str, why: &str, armored: &str, 
     finish(builder.body(MimePart::new("text/plain", format!("{}\n\n{armored}", wrapped(why)))))
 }
 
-fn wrapped(text: &str) -> String {
+pub(crate) fn wrapped(text: &str) -> String {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {
         match lines.last_mut() {
@@ -123,7 +122,7 @@ fn astray_warning(mailbox: &str) -> String {
     )
 }
 
-fn finish(builder: MessageBuilder<'_>) -> Letter {
+pub(crate) fn finish(builder: MessageBuilder<'_>) -> Letter {
     let mut octets = Vec::new();
     builder.serialize(&mut octets);
     Letter::new(octets)
@@ -139,7 +138,7 @@ fn sender(name: Option<&str>) -> HeaderType<'static> {
     }
 }
 
-fn recipient(identity: &str) -> Address<'static> {
+pub(crate) fn recipient(identity: &str) -> Address<'static> {
     let atom = |octet: u8| octet.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&octet);
     let plain = identity.split('.').all(|word| !word.is_empty() && word.bytes().all(atom));
     let local_part = if plain { identity } else { "identity" };
@@ -147,7 +146,7 @@ fn recipient(identity: &str) -> Address<'static> {
 }
 
 /// ASCII passes as it is, encoded words (RFC 2047) among it, for the mail client to read.
-fn unstructured(value: &str) -> HeaderType<'static> {
+pub(crate) fn unstructured(value: &str) -> HeaderType<'static> {
     if value.is_ascii() { Raw::new(value.to_owned()).into() } else { Text::new(value.to_owned()).into() }
 }
 
@@ -165,7 +164,7 @@ fn is_encoded_word(word: &str) -> bool {
 }
 
 /// `<left@right>`, one or more of them, in printable ASCII.
-fn is_message_ids(value: &str) -> bool {
+pub(crate) fn is_message_ids(value: &str) -> bool {
     value.split(' ').all(|id| {
         let inner = id.strip_prefix('<').and_then(|rest| rest.strip_suffix('>'));
         inner.is_some_and(|inner| {
@@ -175,7 +174,7 @@ fn is_message_ids(value: &str) -> bool {
 }
 
 /// No control characters, no space at the ends, single spaces between (E2E-spec 3.2.3).
-fn clean(value: &str) -> String {
+pub(crate) fn clean(value: &str) -> String {
     let words = value.split(|c: char| c.is_control() || c == ' ').filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join(" ")
 }
@@ -195,13 +194,13 @@ fn attached(note: &'static str, octets: &[u8], rng: &mut impl CryptoRng) -> Mime
     MimePart::new(content_type, vec![MimePart::new("text/plain", note), attachment])
 }
 
-fn random_name(rng: &mut impl CryptoRng) -> String {
+pub(crate) fn random_name(rng: &mut impl CryptoRng) -> String {
     let mut octets = [0; RANDOM_LEN];
     rng.fill_bytes(&mut octets);
     octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
 
-fn rounded(date: SystemTime) -> i64 {
+pub(crate) fn rounded(date: SystemTime) -> i64 {
     let since = date.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     i64::try_from(since - since % DATE_GRAIN.as_secs()).unwrap_or(0)
 }

@@ -10,10 +10,11 @@ use mix::payload::armor::MAX_SURB_TEXT_LEN;
 use mix::payload::compress::{compress, expansion_limit};
 use mix::payload::entity::Entity;
 use mix::payload::headers::{self, MessageHeaders, encode_word};
+use mix::store::StoreError;
 use mix::store::outbox::{Mail, OutboxExit};
 
 use crate::error::Refused;
-use crate::policy::{Asked, Attachments, Exits, NoExit, Policy};
+use crate::policy::{Asked, Attachments, Exits, NoExit, Outbox, Policy};
 use crate::scrub::{Letter, NoLetter, scrub};
 use crate::session::Submission;
 
@@ -24,6 +25,7 @@ const MAX_TEXT_LEN: usize = 32 * 1024 * 1024;
 pub(crate) fn mails(
     submission: Submission,
     exits: &dyn Exits,
+    outbox: &dyn Outbox,
     policy: &Policy,
     now: SystemTime,
 ) -> Result<Vec<Mail>, Refused> {
@@ -32,8 +34,10 @@ pub(crate) fn mails(
     let blocks = usize::from(policy.reply_blocks) * MAX_SURB_TEXT_LEN;
     let limit = exits.largest();
     let room = usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(blocks).min(MAX_TEXT_LEN);
-    let letter = scrub(&octets, room)?;
+    let mut letter = scrub(&octets, room)?;
     drop(octets);
+    leave_own_ids_out(&mut letter, outbox).map_err(Refused::Store)?;
+    let message_id = letter.message_id.take();
     let forms = Forms::new(letter, policy.attachments)?;
     let mut mails = Vec::with_capacity(recipients.len());
     for address in recipients {
@@ -52,6 +56,7 @@ pub(crate) fn mails(
             message,
             reply_blocks: policy.reply_blocks,
             accepted: now,
+            message_id: message_id.clone(),
         });
     }
     let used = |form: &&Arc<[u8]>| mails.iter().any(|mail| Arc::ptr_eq(&mail.message, form));
@@ -59,6 +64,21 @@ pub(crate) fn mails(
         return Err(Refused::Overcompressed);
     }
     Ok(mails)
+}
+
+/// Whoever follows up a mail of his own names it, and its Message-ID may hold his host or domain; or it is the mail of another of
+/// his identities.
+fn leave_own_ids_out(letter: &mut Letter, outbox: &dyn Outbox) -> Result<(), StoreError> {
+    for ids in [&mut letter.in_reply_to, &mut letter.references] {
+        let mut others = Vec::new();
+        for id in ids.iter().flat_map(|ids| ids.split(' ')) {
+            if !outbox.is_own(id)? {
+                others.push(id);
+            }
+        }
+        *ids = (!others.is_empty()).then(|| others.join(" "));
+    }
+    Ok(())
 }
 
 /// The ways in which one mail may travel. Which of them does, the exits for each recipient decide.
@@ -166,6 +186,21 @@ mod tests {
 
     use super::*;
 
+    /// Knows a mail of its own.
+    struct Knows(&'static str);
+
+    impl Outbox for Knows {
+        fn keep(&self, _: Vec<Mail>) -> Result<(), StoreError> {
+            Err(StoreError::Closed)
+        }
+
+        fn is_own(&self, message_id: &str) -> Result<bool, StoreError> {
+            Ok(message_id == self.0)
+        }
+    }
+
+    const NONE: Knows = Knows("");
+
     /// Exits that take so much, none of which delivers attachments.
     struct UpTo(u64);
 
@@ -197,7 +232,7 @@ mod tests {
     fn each_recipient_has_a_mail_of_its_own() {
         let mail =
             "Subject: caf\u{e9}\r\nFrom: Alice <alice@example.net>\r\nIn-Reply-To: <1@x>\r\nX-Mailer: x\r\n\r\nhi\r\n";
-        let mails = mails(submission(mail), &UpTo(50_000), &policy(2), SystemTime::UNIX_EPOCH).unwrap();
+        let mails = mails(submission(mail), &UpTo(50_000), &NONE, &policy(2), SystemTime::UNIX_EPOCH).unwrap();
         let [bob, frida] = &mails[..] else { panic!("two recipients") };
         assert_eq!(bob.exit.info, b"bob@example.org");
         assert_eq!((frida.exit.info.as_slice(), frida.exit.via.as_deref()), (&b"frida"[..], Some("gamma")));
@@ -210,9 +245,22 @@ mod tests {
     }
 
     #[test]
+    fn ids_of_own_mail_do_not_travel_and_the_one_of_this_mail_is_kept_for_its_sender() {
+        let mail = "Message-ID: <5@Laptop>\r\nIn-Reply-To: <4@old.laptop>\r\n\
+            References: <1@list> <2@laptop> <4@old.laptop>\r\n\r\nhi\r\n";
+        let knows = Knows("<4@old.laptop>");
+        let mails = mails(submission(mail), &UpTo(50_000), &knows, &policy(0), SystemTime::UNIX_EPOCH).unwrap();
+        for mail in mails {
+            assert_eq!(String::from_utf8_lossy(&mail.message), "REFERENCES:<1@list>\n\nhi\n");
+            assert_eq!(mail.message_id.as_deref(), Some("<5@Laptop>"));
+        }
+    }
+
+    #[test]
     fn mail_that_only_its_reply_blocks_make_too_long_is_refused() {
         let mail = format!("\r\n{}\r\n", "x".repeat(600));
-        let taken = |reply_blocks| mails(submission(&mail), &UpTo(8000), &policy(reply_blocks), SystemTime::UNIX_EPOCH);
+        let taken =
+            |reply_blocks| mails(submission(&mail), &UpTo(8000), &NONE, &policy(reply_blocks), SystemTime::UNIX_EPOCH);
         assert!(taken(0).is_ok());
         // Half of 8000 is what the smaller exit takes, 3500 is what a reply block may need of it.
         let refused = taken(1).unwrap_err();
@@ -222,14 +270,14 @@ mod tests {
     #[test]
     fn mail_that_one_exit_cannot_take_is_refused_for_all() {
         let refused =
-            mails(submission("\r\n0123456789\r\n"), &UpTo(20), &policy(0), SystemTime::UNIX_EPOCH).unwrap_err();
+            mails(submission("\r\n0123456789\r\n"), &UpTo(20), &NONE, &policy(0), SystemTime::UNIX_EPOCH).unwrap_err();
         assert!(matches!(refused, Refused::Exit(NoExit::TooLarge { limit: 10 })), "{refused}");
     }
 
     #[test]
     fn mail_that_no_exit_takes_is_refused() {
         let refused =
-            mails(submission("\r\n0123456789\r\n"), &UpTo(5), &policy(0), SystemTime::UNIX_EPOCH).unwrap_err();
+            mails(submission("\r\n0123456789\r\n"), &UpTo(5), &NONE, &policy(0), SystemTime::UNIX_EPOCH).unwrap_err();
         assert!(matches!(refused, Refused::Exit(NoExit::TooLarge { limit: 5 })), "{refused}");
     }
 
@@ -238,7 +286,7 @@ mod tests {
         let mail = format!("\r\n{}", "All work and no play makes Jack a dull boy.\r\n".repeat(2000));
         let taken = |inflate_max| {
             let policy = Policy { inflate_max, ..policy(0) };
-            mails(submission(&mail), &UpTo(1 << 20), &policy, SystemTime::UNIX_EPOCH)
+            mails(submission(&mail), &UpTo(1 << 20), &NONE, &policy, SystemTime::UNIX_EPOCH)
         };
         assert!(matches!(taken(0), Err(Refused::Overcompressed)));
         assert!(matches!(taken(50_000), Err(Refused::Overcompressed)));
@@ -266,7 +314,7 @@ mod tests {
     /// What becomes of a mail by that setting: the messages for bob and for frida.
     fn sent(mail: &str, exits: &dyn Exits, attachments: Attachments) -> Result<[Vec<u8>; 2], Refused> {
         let policy = Policy { attachments, ..policy(0) };
-        let mails = mails(submission(&mail.replace('\n', "\r\n")), exits, &policy, SystemTime::UNIX_EPOCH)?;
+        let mails = mails(submission(&mail.replace('\n', "\r\n")), exits, &NONE, &policy, SystemTime::UNIX_EPOCH)?;
         Ok([0, 1].map(|index: usize| mails[index].message.to_vec()))
     }
 
@@ -318,8 +366,13 @@ mod tests {
         let refused = sent(ATTACHED, &Attaching(300), Attachments::Send).unwrap_err();
         assert!(matches!(refused, Refused::Exit(NoExit::AttachmentsTooLarge { limit: 300 })), "{refused}");
         assert_eq!(refused.reply().code, 552);
-        let with_blocks =
-            mails(submission(&ATTACHED.replace('\n', "\r\n")), &Attaching(3600), &policy(1), SystemTime::UNIX_EPOCH);
+        let with_blocks = mails(
+            submission(&ATTACHED.replace('\n', "\r\n")),
+            &Attaching(3600),
+            &NONE,
+            &policy(1),
+            SystemTime::UNIX_EPOCH,
+        );
         let left = 3600 - MAX_SURB_TEXT_LEN as u64;
         let why = with_blocks.unwrap_err();
         assert!(matches!(why, Refused::Exit(NoExit::AttachmentsTooLarge { limit }) if limit == left), "{why}");
@@ -332,7 +385,7 @@ mod tests {
             let recipients = vec![ExitAddress::parse("bob@example.org").unwrap()];
             let submission =
                 Submission { identity: "alice".to_owned(), recipients, octets: mail.replace('\n', "\r\n").into() };
-            mails(submission, exits, &policy(0), SystemTime::UNIX_EPOCH)
+            mails(submission, exits, &NONE, &policy(0), SystemTime::UNIX_EPOCH)
         };
         let sent = to_bob(&Attaching(5000)).unwrap();
         let (headers, body) = parse(&sent[0].message);

@@ -121,11 +121,21 @@ pub trait Outbox: Send + Sync {
     /// # Errors
     /// What the store says; the mail client then hears that it must try again.
     fn keep(&self, mails: Vec<Mail>) -> Result<(), StoreError>;
+
+    /// Whether a mail whose Message-ID this is was handed in here before. May block.
+    ///
+    /// # Errors
+    /// As [`Outbox::keep`].
+    fn is_own(&self, message_id: &str) -> Result<bool, StoreError>;
 }
 
 impl Outbox for Db {
     fn keep(&self, mails: Vec<Mail>) -> Result<(), StoreError> {
         self.write(move |tx| outbox::push(tx, &mails)).map(drop)
+    }
+
+    fn is_own(&self, message_id: &str) -> Result<bool, StoreError> {
+        self.read(|view| outbox::is_own(view, message_id))
     }
 }
 

@@ -14,6 +14,7 @@ use mail_parser::decoders::quoted_printable::quoted_printable_decode_char;
 use mail_parser::{ContentType, GetHeader as _, Header, HeaderName, HeaderValue, MessageParser};
 use mix::payload::entity::File;
 use mix::payload::headers::VALUE_LEN_MAX;
+use mix::store::keyring::LOCAL_DOMAIN;
 
 use crate::{charset, html};
 
@@ -43,8 +44,10 @@ pub struct Letter {
     pub from_name: Option<String>,
     /// A message-id in its angle brackets.
     pub in_reply_to: Option<String>,
-    /// Message-ids in their angle brackets, a space between them.
+    /// Message-ids in their angle brackets, a space between them. None that the sender's own program made, as far as it shows.
     pub references: Option<String>,
+    /// How the sender's program calls this mail, in angle brackets. Never travels: by it the sender knows what a report is about.
+    pub message_id: Option<String>,
     /// The text, in lines that end in LF. Empty only where there are files.
     pub text: String,
     /// The files that came along and may travel, where an exit delivers them.
@@ -109,11 +112,15 @@ pub fn scrub(mail: &[u8], room: usize) -> Result<Letter, NoLetter> {
         None if files.is_empty() => return Err(NoLetter::NoText),
         None => String::new(),
     };
+    let message_id = root.ids(&HeaderName::MessageId).into_iter().next();
+    let own = root.own_domains(message_id.as_deref());
+    let others = |name| root.ids(&name).into_iter().filter(|id| !own.contains(&domain(id)));
     Ok(Letter {
         subject: root.subject(),
         from_name: root.sender_name(),
-        in_reply_to: root.header(&HeaderName::InReplyTo).and_then(|value| ids(value).into_iter().next()),
-        references: root.header(&HeaderName::References).and_then(|value| first_and_last(&ids(value))),
+        in_reply_to: others(HeaderName::InReplyTo).next(),
+        references: first_and_last(&others(HeaderName::References).collect::<Vec<_>>()),
+        message_id,
         text,
         files,
         left_out,
@@ -155,6 +162,7 @@ impl<'m> Part<'m> {
             .with_mime_headers()
             .header_text(HeaderName::Subject)
             .header_address(HeaderName::From)
+            .header_id(HeaderName::MessageId)
             .header_id(HeaderName::InReplyTo)
             .header_id(HeaderName::References)
             .default_header_ignore();
@@ -197,6 +205,19 @@ impl<'m> Part<'m> {
         }
         // Characters that FROM must not have (E2E-spec 3.2.2).
         one_line(&name.replace(['"', '[', ']', ':'], ""))
+    }
+
+    fn ids(&self, name: &HeaderName<'_>) -> Vec<String> {
+        self.header(name).map(ids).unwrap_or_default()
+    }
+
+    /// What stands behind the @ of ids that the sender's own programs make, in small letters: his host or the domain of his
+    /// address, whichever the program takes, and what this program takes. Whoever follows his own mail up would tell them.
+    fn own_domains(&self, message_id: Option<&str>) -> Vec<String> {
+        let from = self.header(&HeaderName::From).and_then(HeaderValue::as_address);
+        let addresses = from.into_iter().flat_map(|from| from.iter()).filter_map(|one| one.address());
+        let of_addresses = addresses.filter_map(|address| Some(address.rsplit_once('@')?.1.to_lowercase()));
+        of_addresses.chain(message_id.map(domain)).chain([LOCAL_DOMAIN.to_owned()]).collect()
     }
 
     fn content_type(&self) -> Option<&ContentType<'static>> {
@@ -552,6 +573,12 @@ fn ids(value: &HeaderValue<'_>) -> Vec<String> {
         graphic && sides && id.len() <= MAX_ID_LEN
     };
     list.iter().map(|id| id.trim()).filter(well_formed).map(|id| format!("<{id}>")).collect()
+}
+
+/// What stands behind the @ of a message-id in its brackets, in small letters.
+fn domain(id: &str) -> String {
+    let (_, right) = id.trim_end_matches('>').rsplit_once('@').unwrap_or_default();
+    right.to_lowercase()
 }
 
 /// As many as a header can carry: the first, which began the thread, and the last ones.

@@ -224,7 +224,8 @@ impl Client {
     async fn take(&self, submission: Submission) -> Result<(), Refused> {
         let House { exits, outbox, .. } = self.house.clone();
         let policy = self.policy;
-        let read = move || intake::mails(submission, exits.as_ref(), &policy, SystemTime::now());
+        let known = Arc::clone(&outbox);
+        let read = move || intake::mails(submission, exits.as_ref(), known.as_ref(), &policy, SystemTime::now());
         let result = match spawn_blocking(read).await.unwrap_or(Err(Refused::Crashed)) {
             Ok(mails) => {
                 let kept = spawn_blocking(move || outbox.keep(mails).map_err(Refused::Store)).await;

@@ -43,6 +43,7 @@ fn four_headers_and_the_text_are_all_that_is_taken() {
         from_name: Some("Alice A.".to_owned()),
         in_reply_to: Some("<1@x>".to_owned()),
         references: Some("<0@x> <1@x>".to_owned()),
+        message_id: Some("<me@laptop>".to_owned()),
         text: "Text.\n".to_owned(),
         ..Letter::default()
     };
@@ -96,6 +97,18 @@ fn malformed_message_ids_are_left_out_and_long_threads_cut_in_the_middle() {
     assert!(references.len() <= 900 && references.len() > 850, "{}", references.len());
     assert!(references.starts_with(&format!("<{:0>40}@x> <{:0>40}@x>", 0, 81)), "{references}");
     assert!(references.ends_with(&format!("<{:0>40}@x>", 99)), "{references}");
+}
+
+#[test]
+fn ids_that_hold_the_host_or_the_domain_of_the_sender_do_not_travel() {
+    let thread = letter(
+        "From: Alice <alice@Example.NET>\nMessage-ID: <3@laptop.home>\nIn-Reply-To: <2@LAPTOP.home>\n\
+         References: <0@list> <1@example.net> <2@LAPTOP.home> <7@mixgate.alt> <8@other.laptop.home>\n\nx\n",
+    );
+    assert_eq!(thread.in_reply_to, None);
+    assert_eq!(thread.references.as_deref(), Some("<0@list> <8@other.laptop.home>"));
+    assert_eq!(thread.message_id.as_deref(), Some("<3@laptop.home>"));
+    assert_eq!(letter("References: <1@list>\n\nx\n").references.as_deref(), Some("<1@list>"));
 }
 
 #[test]

@@ -470,6 +470,9 @@ pub struct SenderConfig {
     /// enter the mix's pool and leave with the packets of others.
     #[serde(with = "crate::settings::time")]
     pub interval: Duration,
+    /// How long a mail that finds no path waits for one before its sender is told that it is given up.
+    #[serde(with = "crate::settings::time")]
+    pub give_up: Duration,
     /// How packets reach their first mix where this process is not a mix itself.
     pub outgoing: OutgoingConfig,
 }
@@ -481,6 +484,7 @@ impl Default for SenderConfig {
             reply_path: "~5".into(),
             reply_block_lifetime: Duration::from_secs(7 * 24 * 3600),
             interval: Duration::from_secs(2 * 60),
+            give_up: Duration::from_secs(3 * 24 * 3600),
             outgoing: OutgoingConfig::default(),
         }
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use rand::seq::SliceRandom;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error};
+use tracing::error;
 
 use super::clock::{Dice, World};
 use super::counters::Counters;
@@ -33,6 +33,8 @@ use crate::payload::{Capacity, encode};
 use crate::store::outbox::{self, Mail, Waiting};
 use crate::store::queue::pool::{self, PoolItem};
 use crate::store::{Db, StoreError, keyring};
+
+mod giving_up;
 
 /// How long a packet may take, so how long the mixes on its path must keep their keys (path-spec 3.4).
 pub(super) const TRANSIT: Duration = Duration::from_secs(24 * 3600);
@@ -186,6 +188,8 @@ pub struct Sender {
     pub style: Style,
     /// Where answers to each identity arrive. May change at any time.
     pub reply_to: watch::Receiver<BTreeMap<String, ExitAddress>>,
+    /// How long a mail may wait for a path.
+    pub give_up: Duration,
     /// Rung when there is new mail.
     pub bell: Arc<Notify>,
     /// What is counted.
@@ -226,19 +230,19 @@ impl Sender {
         let due = durable::read(&this.db, move |view| outbox::next(view, now, 1)).await?;
         let Some(Waiting { id, attempts, mail }) = due.into_iter().next() else { return Ok(false) };
         let packer = Arc::clone(this);
-        let packed = tokio::task::spawn_blocking(move || packer.pack(&mail, now, packer.world.dice())).await;
-        match packed {
-            Ok(Ok(packets)) => {
+        let packed = tokio::task::spawn_blocking(move || {
+            let packets = packer.pack(&mail, now, packer.world.dice());
+            (packets, mail)
+        });
+        match packed.await {
+            Ok((Ok(packets), _)) => {
                 durable::write(&this.db, move |tx| outbox::packed(tx, id, &packets)).await?;
                 this.counters.packed(1);
                 this.inject_all().await?;
             }
-            Ok(Err(why)) => {
-                debug!("a mail waits in the outbox: it cannot be packed yet");
+            Ok((Err(why), mail)) => {
                 this.counters.unsendable(1);
-                let pause = PAUSE.0.saturating_mul(1 << attempts.min(16)).min(PAUSE.1);
-                let why = super::network::describe(&why);
-                durable::write(&this.db, move |tx| outbox::postpone(tx, id, now + pause, &why)).await?;
+                this.not_packed(Waiting { id, attempts, mail }, &why, now).await?;
             }
             Err(e) => {
                 error!(panicked = e.is_panic(), "packing failed");

@@ -18,6 +18,9 @@ pub const SCHEMA: Schema = Schema {
     slots: &[],
 };
 
+/// The domain of the user's identities and of message ids that are made here. RFC 9476 keeps `.alt` out of the DNS.
+pub const LOCAL_DOMAIN: &str = "mixgate.alt";
+
 /// One of the user's names, and the key of its reply blocks.
 #[derive(Clone)]
 pub struct Identity {

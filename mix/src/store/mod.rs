@@ -9,6 +9,7 @@ pub mod disk;
 pub mod fragments;
 pub mod inbox;
 pub mod keyring;
+pub mod notices;
 pub mod opt_outs;
 pub mod outbox;
 pub mod queue;
@@ -22,8 +23,16 @@ pub use db::{Db, Schema, StoreError, Tx, View};
 pub const NODE_SCHEMAS: [Schema; 6] =
     [queue::SCHEMA, queue::BY_HAND, replay::SCHEMA, fragments::SCHEMA, fragments::ROOM, opt_outs::SCHEMA];
 /// The tables of a gateway's database, but for what other crates bring.
-pub const GATEWAY_SCHEMAS: [Schema; 6] =
-    [keyring::SCHEMA, outbox::SCHEMA, inbox::SCHEMA, surbs::SCHEMA, fragments::SCHEMA, fragments::ROOM];
+pub const GATEWAY_SCHEMAS: [Schema; 8] = [
+    keyring::SCHEMA,
+    outbox::SCHEMA,
+    outbox::IDS,
+    inbox::SCHEMA,
+    surbs::SCHEMA,
+    fragments::SCHEMA,
+    fragments::ROOM,
+    notices::SCHEMA,
+];
 
 use db::{Row, Slot};
 

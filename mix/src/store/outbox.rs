@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use super::db::{Row, Schema, StoreError, Tx, View, day_end, instant, params, row_id, seconds, sql_limit};
 use super::{packet, routing_type};
+use crate::crypto::sha1;
 use crate::packet::{NextHop, Packet, RoutingType};
 
 /// The tables of this file.
@@ -39,6 +40,24 @@ pub const SCHEMA: Schema = Schema {
     ",
     slots: &[],
 };
+
+/// How mail clients call the mails that they handed in. By them the sender knows what a report is about, and his client names
+/// them when he follows his own mail up: then they must not travel, for they tell host, domain or program.
+pub const IDS: Schema = Schema {
+    name: "outbox ids",
+    version: 1,
+    sql: "
+        ALTER TABLE outbox ADD COLUMN message_id TEXT;
+        CREATE TABLE own_id (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            digest BLOB NOT NULL UNIQUE
+        );
+    ",
+    slots: &[],
+};
+
+/// Message-ids that are remembered; some megabytes. The oldest make room.
+const OWN_IDS: i64 = if cfg!(test) { 3 } else { 100_000 };
 
 row_id! {
     /// A mail in the outbox.
@@ -73,6 +92,8 @@ pub struct Mail {
     pub reply_blocks: u8,
     /// When the door said yes; kept by the day.
     pub accepted: SystemTime,
+    /// How the mail client calls it, with the brackets. Never travels.
+    pub message_id: Option<String>,
 }
 
 /// Prints neither sender, recipient nor text.
@@ -129,13 +150,44 @@ pub fn push(tx: &Tx<'_>, mails: &[Mail]) -> Result<Vec<MailId>, StoreError> {
 }
 
 fn push_one(tx: &Tx<'_>, mail: &Mail) -> Result<MailId, StoreError> {
+    if let Some(message_id) = &mail.message_id {
+        remember(tx, message_id)?;
+    }
     let OutboxExit { routing_type, info, via } = &mail.exit;
     tx.insert(
-        "INSERT INTO outbox (identity, routing_type, routing_info, via, reply_blocks, accepted, message)
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        params![mail.identity, routing_type.0, info, via, mail.reply_blocks, day_end(mail.accepted), &*mail.message],
+        "INSERT INTO outbox (identity, routing_type, routing_info, via, reply_blocks, accepted, message, message_id)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![
+            mail.identity,
+            routing_type.0,
+            info,
+            via,
+            mail.reply_blocks,
+            day_end(mail.accepted),
+            &*mail.message,
+            mail.message_id
+        ],
     )
     .map(MailId)
+}
+
+fn remember(tx: &Tx<'_>, message_id: &str) -> Result<(), StoreError> {
+    let digest = sha1(&[message_id.as_bytes()]).0;
+    // The mails of one submission share it.
+    if !is_own(tx, message_id)? {
+        let newest = tx.insert("INSERT INTO own_id (digest) VALUES (?1)", params![digest])?;
+        tx.execute("DELETE FROM own_id WHERE id <= ?1", params![newest - OWN_IDS])?;
+    }
+    Ok(())
+}
+
+/// Whether a mail that is called so was handed in here, by whichever identity: to name the mail of another would show that
+/// both are one person's.
+///
+/// # Errors
+/// What the database says.
+pub fn is_own(view: &View<'_>, message_id: &str) -> Result<bool, StoreError> {
+    view.exists("SELECT 1 FROM own_id WHERE digest = ?1", params![sha1(&[message_id.as_bytes()]).0])
 }
 
 /// The mails that are due, at most `limit`.
@@ -144,7 +196,7 @@ fn push_one(tx: &Tx<'_>, mail: &Mail) -> Result<MailId, StoreError> {
 /// What the database says.
 pub fn next(view: &View<'_>, now: SystemTime, limit: usize) -> Result<Vec<Waiting>, StoreError> {
     view.all(
-        "SELECT id, attempts, identity, routing_type, routing_info, via, message, reply_blocks, accepted
+        "SELECT id, attempts, identity, routing_type, routing_info, via, message, reply_blocks, accepted, message_id
             FROM outbox WHERE next_attempt <= ?1 ORDER BY next_attempt, id LIMIT ?2",
         params![seconds(now), sql_limit(limit)],
         waiting,
@@ -159,6 +211,7 @@ fn waiting(row: &Row<'_>) -> Result<Waiting, StoreError> {
         message: row.get(6)?,
         reply_blocks: row.get(7)?,
         accepted: instant(row.get(8)?),
+        message_id: row.get(9)?,
     };
     Ok(Waiting { id: MailId(row.get(0)?), attempts: row.get(1)?, mail })
 }
@@ -259,11 +312,13 @@ fn injection(row: &Row<'_>) -> Result<Injection, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::{
-        Counts, Mail, MailId, OutboxExit, SCHEMA, counts, fail, injected, injection_batch, next, packed, postpone, push,
+        Counts, IDS, Mail, MailId, OutboxExit, SCHEMA, counts, fail, injected, injection_batch, is_own, next, packed,
+        postpone, push,
     };
     use crate::packet::RoutingType;
-    use crate::store::StoreError;
+    use crate::store::db::params;
     use crate::store::testing::{as_after_a_kill, fresh, hop, hour, packet, reopened};
+    use crate::store::{Schema, StoreError};
 
     fn mail(to: &str) -> Mail {
         Mail {
@@ -272,14 +327,17 @@ mod tests {
             message: b"SUBJECT:Hello\n\nWorld".as_slice().into(),
             reply_blocks: 2,
             accepted: hour(24),
+            message_id: Some("<1@laptop>".to_owned()),
         }
     }
 
+    const SCHEMAS: [Schema; 2] = [SCHEMA, IDS];
+
     #[test]
     fn mail_waits_through_a_restart() {
-        let (folder, db) = fresh(&[SCHEMA]);
+        let (folder, db) = fresh(&SCHEMAS);
         db.write(|tx| push(tx, &[mail("a@example.org")])).unwrap();
-        let db = reopened(folder.path(), db, &[SCHEMA]);
+        let db = reopened(folder.path(), db, &SCHEMAS);
         let waiting = db.read(|view| next(view, hour(0), 10)).unwrap();
         let [only] = waiting.as_slice() else { panic!("one mail: {waiting:?}") };
         assert_eq!(only.attempts, 0);
@@ -288,8 +346,40 @@ mod tests {
     }
 
     #[test]
+    fn mail_of_an_older_version_waits_on_and_is_read() {
+        let (folder, db) = fresh(&[SCHEMA]);
+        db.write(|tx| {
+            tx.insert(
+                "INSERT INTO outbox (identity, routing_type, routing_info, reply_blocks, accepted, message)
+                    VALUES ('mark', 256, ?1, 1, 0, ?2)",
+                params![b"a@example.org", b"\nx"],
+            )
+        })
+        .unwrap();
+        let db = reopened(folder.path(), db, &SCHEMAS);
+        let waiting = db.read(|view| next(view, hour(0), 10)).unwrap();
+        assert_eq!((waiting.len(), &waiting[0].mail.message_id), (1, &None));
+    }
+
+    #[test]
+    fn own_message_ids_are_known_after_the_mail_has_gone_until_many_others_came() {
+        let (_folder, db) = fresh(&SCHEMAS);
+        let called = |id: &str| Mail { message_id: Some(id.to_owned()), ..mail("a@example.org") };
+        let known = |id: &str| db.read(|view| is_own(view, id)).unwrap();
+        let both = [called("<1@laptop>"), called("<1@laptop>")];
+        let ids = db.write(move |tx| push(tx, &both)).unwrap();
+        db.write(move |tx| ids.iter().try_for_each(|id| fail(tx, *id).map(drop))).unwrap();
+        assert!(known("<1@laptop>") && !known("<2@laptop>"));
+        for id in ["<2@laptop>", "<3@laptop>", "<4@laptop>"] {
+            let one = [called(id)];
+            db.write(move |tx| push(tx, &one)).unwrap();
+        }
+        assert!(!known("<1@laptop>") && known("<2@laptop>") && known("<4@laptop>"));
+    }
+
+    #[test]
     fn mail_to_several_is_accepted_for_all_or_none() {
-        let (_folder, db) = fresh(&[SCHEMA]);
+        let (_folder, db) = fresh(&SCHEMAS);
         let refused: Result<(), _> = db.write(|tx| {
             push(tx, &[mail("a@example.org"), mail("b@example.org")])?;
             Err(StoreError::Full)
@@ -303,13 +393,13 @@ mod tests {
 
     #[test]
     fn packets_take_the_place_of_their_mail_once() {
-        let (folder, db) = fresh(&[SCHEMA]);
+        let (folder, db) = fresh(&SCHEMAS);
         let ids = db.write(|tx| push(tx, &[mail("a@example.org")])).unwrap();
         let id = ids[0];
         let packets = || vec![(hop("one.example.org"), packet(1)), (hop("two.example.org"), packet(2))];
         assert!(db.write(move |tx| packed(tx, id, &packets())).unwrap());
         assert!(!db.write(move |tx| packed(tx, id, &packets())).unwrap());
-        let (_copy, db) = as_after_a_kill(folder.path(), &[SCHEMA]);
+        let (_copy, db) = as_after_a_kill(folder.path(), &SCHEMAS);
         assert_eq!(db.read(counts).unwrap(), Counts { mails: 0, packets: 2 });
         let batch = db.read(|view| injection_batch(view, 10)).unwrap();
         let found: Vec<_> = batch.iter().map(|injection| (injection.next.clone(), injection.packet.clone())).collect();
@@ -318,7 +408,7 @@ mod tests {
 
     #[test]
     fn injected_packets_are_forgotten() {
-        let (_folder, db) = fresh(&[SCHEMA]);
+        let (_folder, db) = fresh(&SCHEMAS);
         let id = db.write(|tx| push(tx, &[mail("a@example.org")])).unwrap()[0];
         let hop = hop("one.example.org");
         db.write(move |tx| packed(tx, id, &[(hop.clone(), packet(1)), (hop, packet(2))])).unwrap();
@@ -330,7 +420,7 @@ mod tests {
 
     #[test]
     fn postponed_mail_waits_for_its_time() {
-        let (_folder, db) = fresh(&[SCHEMA]);
+        let (_folder, db) = fresh(&SCHEMAS);
         let id = db.write(|tx| push(tx, &[mail("a@example.org")])).unwrap()[0];
         db.write(move |tx| postpone(tx, id, hour(2), "no path to the exit")).unwrap();
         assert!(db.read(|view| next(view, hour(1), 10)).unwrap().is_empty());
