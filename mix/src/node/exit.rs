@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use super::by_hand::ExitQueue;
-use super::clock::{CLOCK_MARGIN, Even, Steadiness, World};
+use super::clock::{Even, Steadiness, World};
 use super::config::FragmentsConfig;
 use super::counters::Counters;
 use super::durable;
@@ -48,19 +48,19 @@ use crate::payload::armor::{self, ArmoredMessage};
 use crate::payload::compress::{InvalidCompression, decompress, expansion_limit};
 use crate::payload::entity::{Entity, InvalidEntity};
 use crate::payload::exit::ExitContent;
-use crate::payload::{Content as Decoded, MessageHeaders, headers};
+use crate::payload::{MessageHeaders, headers};
 use crate::secret::Secret;
-use crate::store::fragments::{self, Addition, FragmentedId};
 use crate::store::inbox::Arrival;
 use crate::store::opt_outs;
 use crate::store::queue::exit::Which;
 use crate::store::queue::{ExitContent as Queued, ExitId, ExitItem};
 use crate::store::queue::{apart, exit as queue, left};
-use crate::store::{Db, StoreError, Tx};
+use crate::store::{Db, Tx};
 
 mod destinations;
 mod mailbox;
 mod proof;
+mod reassembly;
 mod under_way;
 mod way;
 
@@ -86,8 +86,6 @@ const LOAD: usize = 16;
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// How often incomplete messages are looked through for old ones.
 const EXPIRY: Duration = Duration::from_secs(3600);
-/// How long the ids of completed and rejected messages are remembered, so that late fragments find no new message.
-const REMEMBER: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Octets of the headers before a body, at most: five of 900 octets with their names (E2E-spec 3.1.2).
 const MESSAGE_HEADERS_LEN: usize = 8192;
 /// How long a mail server that has been asked to take a mail may go on after the stop: less than a process has, so that
@@ -98,9 +96,6 @@ const GRACE: Duration = Duration::from_secs(30);
 const WAITING: u64 = if cfg!(test) { 20 } else { 10_000 };
 /// Said at the start of a node that has mail and no way to deliver it.
 const SWITCHED_OFF: &str = "mail of an earlier run waits for this delivery, which is off: it is dropped when its time is over, unless it is on by then";
-/// Whose fragments: those that the exit puts together itself.
-const SCOPE: &str = "exit";
-
 /// Delivery as e-mail.
 pub(super) struct SmtpWay {
     pub(super) writer: MailWriter,
@@ -600,90 +595,6 @@ impl ExitService {
         self.counters.undeliverable(put_off.await.unwrap_or_default());
         Verdict::Untried
     }
-
-    /// Keeps a fragment, and puts its message together if it was the last that was needed.
-    async fn fragment(&self, item: ExitItem) {
-        let id = item.id;
-        let config = self.ways.borrow().fragments.clone();
-        let (facts, data) = match fragment_of(&item, &config) {
-            Some(fragment) => fragment,
-            None => return self.give_up(id).await,
-        };
-        let (now, limit) = (self.world.now(), config.max_stored);
-        let addition = durable::note(&self.db, &self.stop, move |tx| {
-            let addition = fragments::add(tx, SCOPE, &facts, &data, now, limit)?;
-            queue::delivered(tx, id)?;
-            Ok(addition)
-        });
-        match addition.await {
-            Some(Addition::Added { ready, displaced, .. }) => {
-                self.some_ready.fetch_or(ready, Ordering::Relaxed);
-                self.counters.undeliverable(displaced.into());
-            }
-            Some(Addition::Mismatch | Addition::OverLimit) => self.counters.undeliverable(1),
-            Some(Addition::Duplicate | Addition::Unneeded | Addition::AlreadyDone) | None => {}
-        }
-    }
-
-    async fn reassemble_ready(&self) {
-        let ready = durable::read(&self.db, |view| fragments::ready(view, SCOPE, None, LOAD)).await;
-        let ready = ready.unwrap_or_else(|e| {
-            error!(error = %e, "the fragments cannot be read");
-            Vec::new()
-        });
-        // There may be more than were read.
-        self.some_ready.fetch_or(ready.len() == LOAD, Ordering::Relaxed);
-        for message in ready {
-            if let Err(e) = self.reassemble(message).await {
-                error!(error = %e, "a message cannot be put together");
-                // Not at once: the loop comes by again in a minute at the latest.
-                self.some_ready.store(true, Ordering::Relaxed);
-            }
-        }
-    }
-
-    /// Puts a message together and queues it for delivery, in the step that forgets its fragments.
-    async fn reassemble(&self, id: FragmentedId) -> Result<(), StoreError> {
-        let loaded = durable::read(&self.db, move |view| fragments::load(view, id)).await?;
-        let Some(ready) = loaded else { return Ok(()) };
-        let decoded = spawn_blocking(move || {
-            let message = ready.reassemble().ok()?;
-            let (exit, compressed) = ExitContent::split_reassembled(&message).ok()?;
-            Some((exit, compressed.to_vec()))
-        })
-        .await;
-        let now = self.world.now();
-        let decoded = decoded.map_err(|_| StoreError::Corrupt { what: "fragments that could not be worked on" })?;
-        let Some((exit, compressed)) = decoded else {
-            self.counters.undeliverable(1);
-            return durable::write(&self.db, move |tx| fragments::complete(tx, id, now)).await.map(|_| ());
-        };
-        durable::write(&self.db, move |tx| {
-            // False when another task was faster: then the message is queued already.
-            if fragments::complete(tx, id, now)? {
-                queue::insert_message(tx, exit.exit_type, &exit.address, &compressed)?;
-            }
-            Ok(())
-        })
-        .await?;
-        self.bell.send_replace(());
-        Ok(())
-    }
-
-    async fn expire(&self, steady: bool) {
-        let now = self.world.now();
-        let margin = if steady { Duration::ZERO } else { CLOCK_MARGIN };
-        let before = |age: Duration| now.checked_sub(age.saturating_add(margin)).unwrap_or(SystemTime::UNIX_EPOCH);
-        let (old, forgotten) = (before(self.ways.borrow().fragments.keep), before(REMEMBER));
-        let expired = durable::write(&self.db, move |tx| {
-            fragments::prune(tx, forgotten)?;
-            fragments::expire(tx, old, now)
-        });
-        match expired.await {
-            Ok(count) => self.counters.undeliverable(count as u64),
-            Err(e) => error!(error = %e, "old fragments cannot be removed"),
-        }
-    }
 }
 
 /// A delivery that came to grief on our side is tried again; it is nobody's fault outside.
@@ -701,14 +612,6 @@ fn delivery_key(item: &ExitItem) -> Digest {
         Queued::Payload { payload, .. } => sha1(&[&place, &[0], &payload.as_bytes()[..]]),
         Queued::Message(compressed) => sha1(&[&place, &[1], compressed]),
     }
-}
-
-/// The fragment in a payload, unless its message has more of them than the descriptor allows.
-fn fragment_of(item: &ExitItem, config: &FragmentsConfig) -> Option<(fragments::FragmentFacts, Vec<u8>)> {
-    let Queued::Payload { payload, .. } = &item.content else { return None };
-    let Ok(Decoded::Fragment(fragment)) = Decoded::read(payload.as_bytes()) else { return None };
-    let wanted = u64::from(fragment.fragmentation().fragments()) <= config.most_fragments();
-    wanted.then(|| (fragments::FragmentFacts::of(&fragment), fragment.octets().to_vec()))
 }
 
 /// What the gateway gets of a delivery; `None` when it is too large or undecodable.

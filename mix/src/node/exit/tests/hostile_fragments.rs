@@ -1,7 +1,10 @@
 //! Fragments from people who mean harm: messages that never complete, ids of others, and compression bombs.
 
 use super::*;
+use crate::node::exit::reassembly::SCOPE;
+use crate::payload::Content as Decoded;
 use crate::payload::fragment::{Fragment, Fragmentation, MessageId};
+use crate::store::fragments;
 
 /// The first fragment of a message of two blocks, which never gets the second. Its number is its id.
 fn lone(number: u32) -> Payload {
