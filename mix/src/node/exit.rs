@@ -19,6 +19,7 @@
 //! The clock may be set at any time. What is put off waits by a clock of its own, and an incomplete message is given up by
 //! one that was steady for a day, or two days later: what a wrong clock throws away is missed when it is right again.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -222,6 +223,8 @@ pub(super) struct ExitService {
     pub(super) domains: Arc<Mutex<Domains>>,
     /// Who has had how many mails. A reload forgets none of it.
     pub(super) limits: Arc<Mutex<Limits>>,
+    /// What a destination has been asked to take, and nobody knows yet whether it did.
+    pub(super) being_tried: Arc<Mutex<BTreeSet<ExitId>>>,
     /// Whether there may be messages of which enough fragments are here; true at the start.
     pub(super) some_ready: Arc<AtomicBool>,
 }
@@ -254,6 +257,8 @@ enum Verdict {
     Later(RetrySchedule),
     /// A limit does not let it through yet. Try again by the schedule of e-mail, and no sooner than after this time.
     NotYet(Duration),
+    /// Its destination is away until then, by this schedule: that was a try.
+    Away(RetrySchedule, SystemTime),
     /// Nothing was tried, and nothing is to be until then: its domain is away.
     NotBefore(SystemTime),
     /// Nothing was tried: the process ends, or the mail server was found to be away. It stays as it is.
@@ -387,7 +392,7 @@ impl ExitService {
         let (now, schedule) = (self.even.now(), RetrySchedule::every_minute_for_a_day());
         let (next, tries) = (now + schedule.wait_after(1).unwrap_or_default(), schedule.tries());
         let put_off = durable::note(&self.db, &self.stop, move |tx| {
-            queue::postpone_all(tx, Which::Of(exit_type), now, next, tries)
+            queue::postpone_all(tx, Which::Of(exit_type), &[], now, next, tries)
         });
         self.counters.undeliverable(put_off.await.unwrap_or_default());
         Verdict::Untried
@@ -432,11 +437,16 @@ impl ExitService {
                 let wait = self.ways.borrow().smtp_retry.wait_after(failures);
                 self.put_off(id, wait.map(|wait| wait.max(least))).await;
             }
+            Verdict::Away(schedule, until) => {
+                let wait = until.duration_since(self.even.now()).unwrap_or_default();
+                self.put_off(id, schedule.wait_after(failures).map(|_| wait)).await;
+            }
             Verdict::NotBefore(next) => {
                 durable::note(&self.db, &self.stop, move |tx| apart::leave_until(tx, id, next)).await;
             }
             Verdict::Untried => {}
         }
+        self.being_tried().remove(&id);
     }
 
     /// Leaves it for so long, or gives it up when its time is over.
@@ -511,9 +521,11 @@ impl ExitService {
 
     /// What becomes of mail while its destination is away.
     fn waits(&self, domain: Option<&str>) -> Option<Verdict> {
-        let until = self.at(domain, |server| server.waits(self.even.now()))?;
-        // Mail for the one server there is waits together, and is not even looked at.
-        Some(if domain.is_some() { Verdict::NotBefore(until) } else { Verdict::Untried })
+        self.at(domain, |server| server.waits(self.even.now())).map(|until| not_called(domain, until))
+    }
+
+    fn being_tried(&self) -> MutexGuard<'_, BTreeSet<ExitId>> {
+        self.being_tried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn limits(&self) -> MutexGuard<'_, Limits> {
@@ -527,7 +539,7 @@ impl ExitService {
         (to, domain): (Mailbox, Option<&str>),
         item: ExitItem,
     ) -> (Verdict, bool) {
-        let (writer, recipient, now) = (Arc::clone(&way), to.clone(), self.world.now());
+        let (writer, recipient, now, id) = (Arc::clone(&way), to.clone(), self.world.now(), item.id);
         // A message is inflated, parsed and signed in memory.
         let pen = PENS.acquire().await;
         let written = spawn_blocking(move || {
@@ -547,11 +559,19 @@ impl ExitService {
             Ok(None) => return (Verdict::Undeliverable, false),
             Err(e) => return (failed(&e), false),
         };
-        // Others may have found out while this one waited for its place.
-        if let Some(waits) = self.waits(domain) {
-            return (waits, false);
-        }
-        let looks = self.at(domain, |server| server.looks);
+        // Others may have found out while this one waited for its place. In one step: whoever finds out from now on counts
+        // no try of this one, which has its own.
+        let looks = self.at(domain, |server| match server.waits(self.even.now()) {
+            Some(until) => Err(until),
+            None => {
+                self.being_tried().insert(id);
+                Ok(server.looks)
+            }
+        });
+        let looks = match looks {
+            Ok(looks) => looks,
+            Err(until) => return (not_called(domain, until), false),
+        };
         let letter = Letter { from: way.writer.return_address(), to: &to, mail: &mail, name };
         let outcome = way.out.hand_over(&letter, self.world.dice(), &self.stop).await;
         let schedule = way.retry.clone();
@@ -568,33 +588,41 @@ impl ExitService {
         }
     }
 
-    /// A destination is away, as a try found that began after so many looks: puts off all mail for it, once. The operator
-    /// hears once of what is for him to mend.
+    /// A destination is away, as a try found that began after so many looks: puts off all mail for it, once, but for what is
+    /// being tried: that has a try of its own, and says so itself. The operator hears once of what is for him to mend.
     async fn away(&self, domain: Option<&str>, looks: u64, schedule: RetrySchedule, fault: Option<Fault>) -> Verdict {
         let now = self.even.now();
         let next = self.at(domain, |server| {
             if server.looks != looks {
                 // Others have found out since: that it is away, or that it is there and has trouble with this one.
-                return Err(server.failures > 0);
+                return Err(server.until.filter(|_| server.failures > 0));
             }
             if let Some(fault) = fault.filter(|fault| server.tells(&fault.to_string())) {
                 warn!(error = %fault, "no mail can be delivered: all of it waits until this is mended");
             }
-            Ok(server.is_away(&schedule, now))
+            let until = server.is_away(&schedule, now);
+            Ok((until, self.being_tried().iter().copied().collect::<Vec<_>>()))
         });
-        let next = match next {
+        let (until, being_tried) = match next {
             Ok(next) => next,
-            Err(is_away) => return if is_away { Verdict::Untried } else { Verdict::Later(schedule) },
+            Err(Some(until)) => return Verdict::Away(schedule, until),
+            Err(None) => return Verdict::Later(schedule),
         };
         debug!("the mail server is away: all mail for it waits");
         let (tries, domain) = (schedule.tries(), domain.map(str::to_owned));
         let put_off = durable::note(&self.db, &self.stop, move |tx| match &domain {
-            None => queue::postpone_all(tx, Which::Mail, now, next, tries),
-            Some(domain) => apart::postpone_domain(tx, domain, now, next, tries),
+            None => queue::postpone_all(tx, Which::Mail, &being_tried, now, until, tries),
+            Some(domain) => apart::postpone_domain(tx, domain, &being_tried, now, until, tries),
         });
         self.counters.undeliverable(put_off.await.unwrap_or_default());
-        Verdict::Untried
+        Verdict::Away(schedule, until)
     }
+}
+
+/// What becomes of mail that is not tried, since its destination is away until then. Mail for the one server there is waits
+/// together, and is not even looked at.
+fn not_called(domain: Option<&str>, until: SystemTime) -> Verdict {
+    if domain.is_some() { Verdict::NotBefore(until) } else { Verdict::Untried }
 }
 
 /// A delivery that came to grief on our side is tried again; it is nobody's fault outside.

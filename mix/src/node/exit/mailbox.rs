@@ -85,14 +85,7 @@ impl ExitService {
         match way.goal(&name) {
             None => Verdict::Undeliverable,
             Some(Goal::Gateway(mailboxes)) => into_the_gateway(mailboxes, name, item, way.max_size).await,
-            Some(Goal::Mail(to, mail)) if item.by_mail => {
-                let (apart, retry) = (mail.out.goes_apart(), mail.retry.clone());
-                match self.mail_by(mail, to, item).await {
-                    // Its own address is a name, so it was not put off with the rest for the domain.
-                    Verdict::Untried if apart && !self.stop.is_cancelled() => Verdict::Later(retry),
-                    verdict => verdict,
-                }
-            }
+            Some(Goal::Mail(to, mail)) if item.by_mail => self.mail_by(mail, to, item).await,
             Some(Goal::Mail(..)) => {
                 // It goes to the places of e-mail: a mail server that hangs is to hold up no mail that stays here.
                 let id = item.id;

@@ -81,6 +81,7 @@ fn exit() -> Exited {
         server: Arc::default(),
         domains: Arc::new(Mutex::new(Domains::new(&mut World::real().dice()))),
         limits: Arc::new(Mutex::new(Limits::new(&mut World::real().dice()))),
+        being_tried: Arc::default(),
         some_ready: Arc::default(),
     };
     Exited { service, mailbox, _home: home }
@@ -310,6 +311,62 @@ async fn mail_server_that_is_away_puts_off_all_mail_and_no_other() {
     assert_eq!(calls.load(Ordering::Relaxed), before, "what comes later waits with the others");
     exited.service.stop.cancel();
     service.await.unwrap();
+}
+
+/// An exit with two mails, of which the first is under way when the second finds the server away; and what that answers when
+/// it is let go on.
+async fn under_way_meanwhile(answer: &'static str) -> Exited {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (exited, _) = exit_by(Server::Takes, |way| {
+        let config = SmtpExitConfig { port, ..SmtpExitConfig::default() };
+        way.out = WayOut::SmartHost(Box::new(SmtpExit::new(&config, way.writer.return_address()).unwrap()));
+    })
+    .await;
+    let (first, others) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
+    let (asked, go_on) = (Arc::clone(&first), Arc::clone(&others));
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        tokio::spawn(async move {
+            let mut stream = BufReader::new(stream);
+            stream.write_all(b"220 hello\r\n").await?;
+            let mut line = String::new();
+            while stream.read_line(&mut line).await? > 0 {
+                let is_recipient = line.starts_with("RCPT");
+                if is_recipient {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    go_on.notified().await;
+                }
+                let answer = if is_recipient { answer } else { "250 ok" };
+                stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
+                line.clear();
+            }
+            Ok::<(), std::io::Error>(())
+        });
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(Server::Busy.serve(stream));
+        }
+    });
+    exited.queue(RoutingType::SMTP, "ann@example.org", b"\ntext");
+    let (due, service) = (exited.due(), exited.service.clone());
+    let delivery = tokio::spawn(async move { service.deliver_all(due).await });
+    until("the first is under way", || first.load(Ordering::Relaxed) == 1).await;
+    exited.queue(RoutingType::SMTP, "bob@example.org", b"\ntext");
+    exited.queue(RoutingType::SMTP, "eve@example.org", b"\ntext");
+    exited.service.deliver(exited.due().remove(1)).await;
+    others.notify_one();
+    delivery.await.unwrap();
+    exited
+}
+
+#[tokio::test]
+async fn mail_under_way_loses_one_try_when_another_finds_the_server_away_meanwhile() {
+    // Put off by itself, or found away too: the connection ends without an answer.
+    for answer in ["450 later", "421 too busy"] {
+        let exited = under_way_meanwhile(answer).await;
+        assert_eq!(exited.attempts(), [1, 1, 1], "{answer}");
+        assert!(exited.due().is_empty() && exited.service.being_tried().is_empty(), "{answer}");
+    }
 }
 
 #[tokio::test]

@@ -89,21 +89,28 @@ pub fn due_apart(
 pub fn postpone_domain(
     tx: &Tx<'_>,
     domain: &str,
+    being_tried: &[ExitId],
     now: SystemTime,
     next_attempt: SystemTime,
     tries: u32,
 ) -> Result<u64, StoreError> {
+    let being_tried = exit::as_json(being_tried);
     tx.execute(
         concat!(
             "UPDATE exit SET attempts = attempts + 1, next_attempt = ?3
-                WHERE held = 0 AND exit_type = ?1 AND next_attempt <= ?2 AND ?4 = ",
+                WHERE held = 0 AND exit_type = ?1 AND next_attempt <= ?2
+                    AND id NOT IN (SELECT value FROM json_each(?5)) AND ?4 = ",
             host!()
         ),
-        params![RoutingType::SMTP.0, seconds(now), seconds(next_attempt), domain],
+        params![RoutingType::SMTP.0, seconds(now), seconds(next_attempt), domain, being_tried],
     )?;
     let over = tx.all(
-        concat!("SELECT id FROM exit WHERE held = 0 AND exit_type = ?1 AND attempts > ?2 AND ?3 = ", host!()),
-        params![RoutingType::SMTP.0, tries, domain],
+        concat!(
+            "SELECT id FROM exit WHERE held = 0 AND exit_type = ?1 AND attempts > ?2
+                AND id NOT IN (SELECT value FROM json_each(?4)) AND ?3 = ",
+            host!()
+        ),
+        params![RoutingType::SMTP.0, tries, domain, being_tried],
         |row| Ok(ExitId(row.get(0)?)),
     )?;
     over.iter().try_for_each(|id| exit::give_up(tx, *id).map(drop))?;
@@ -238,7 +245,7 @@ mod tests {
         let (_folder, db) = fresh(&[SCHEMA, BY_HAND]);
         queue(&db, &["a@X.y", "b@x.y", "c@sub.x.y", "d@ax.y"]);
         db.write(|tx| exit::insert_message(tx, RoutingType::MBOX, b"e@x.y", b"text")).unwrap();
-        let put_off = |next| db.write(move |tx| postpone_domain(tx, "x.y", hour(1), hour(next), 1)).unwrap();
+        let put_off = |next| db.write(move |tx| postpone_domain(tx, "x.y", &[], hour(1), hour(next), 1)).unwrap();
         assert_eq!(put_off(1), 0);
         let tried = |db: &Db| all(db).iter().filter(|item| item.attempts > 0).count();
         assert_eq!(tried(&db), 2);

@@ -184,27 +184,31 @@ pub fn next_due(view: &View<'_>) -> Result<Option<SystemTime>, StoreError> {
     view.first(next, &[], |row| Ok(instant(row.get(0)?)))
 }
 
-/// Leaves all that is due of these until `next_attempt`, as after an attempt that failed; drops what has failed more than
-/// `tries` times by then, and says how many.
+/// Leaves all that is due of these until `next_attempt`, as after an attempt that failed, but for what is `being_tried`:
+/// that has an attempt of its own. Drops what has failed more than `tries` times by then, and says how many.
 ///
 /// # Errors
 /// What the database says.
 pub fn postpone_all(
     tx: &Tx<'_>,
     which: Which,
+    being_tried: &[ExitId],
     now: SystemTime,
     next_attempt: SystemTime,
     tries: u32,
 ) -> Result<u64, StoreError> {
     let Parts { exit_type, with_mail, is_so } = which.parts();
+    let being_tried = as_json(being_tried);
     tx.execute(
         "UPDATE exit SET attempts = attempts + 1, next_attempt = ?3
-            WHERE held = 0 AND (exit_type = ?1 OR (?4 AND by_mail)) = ?5 AND next_attempt <= ?2",
-        params![exit_type, seconds(now), seconds(next_attempt), with_mail, is_so],
+            WHERE held = 0 AND (exit_type = ?1 OR (?4 AND by_mail)) = ?5 AND next_attempt <= ?2
+                AND id NOT IN (SELECT value FROM json_each(?6))",
+        params![exit_type, seconds(now), seconds(next_attempt), with_mail, is_so, being_tried],
     )?;
     let over = tx.all(
-        "SELECT id FROM exit WHERE held = 0 AND (exit_type = ?1 OR (?3 AND by_mail)) = ?4 AND attempts > ?2",
-        params![exit_type, tries, with_mail, is_so],
+        "SELECT id FROM exit WHERE held = 0 AND (exit_type = ?1 OR (?3 AND by_mail)) = ?4 AND attempts > ?2
+            AND id NOT IN (SELECT value FROM json_each(?5))",
+        params![exit_type, tries, with_mail, is_so, being_tried],
         |row| Ok(ExitId(row.get(0)?)),
     )?;
     over.iter().try_for_each(|id| give_up(tx, *id).map(drop))?;

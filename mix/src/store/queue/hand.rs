@@ -249,7 +249,7 @@ mod tests {
         let db = reopened(folder.path(), db, &SCHEMAS);
         assert_eq!(due_ids(&db, 1), [other]);
         for _ in 0..3 {
-            db.write(|tx| postpone_all(tx, Which::Mail, hour(1), hour(0), 2)).unwrap();
+            db.write(|tx| postpone_all(tx, Which::Mail, &[], hour(1), hour(0), 2)).unwrap();
         }
         assert_eq!((db.read(count).unwrap(), db.read(next_due).unwrap()), (1, None), "the other one was given up");
         assert_eq!(db.write(|tx| flush(tx, Chosen::All, hour(1))).unwrap(), 0);
