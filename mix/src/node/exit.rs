@@ -282,7 +282,7 @@ impl ExitService {
         let (mut rung, mut ways) = (self.bell.subscribe(), self.ways.clone());
         let mut expiry = tokio::time::interval(EXPIRY);
         let mut clock = Steadiness::new(self.world.now());
-        let mut known = self.ways.borrow().of_mail();
+        let (mut known, mut users) = (self.ways.borrow().of_mail(), None);
         let mut under_way = UnderWay::default();
         while !self.stop.is_cancelled() {
             if lane == Lane::House && self.some_ready.swap(false, Ordering::Relaxed) {
@@ -290,6 +290,7 @@ impl ExitService {
             }
             if lane == Lane::Mail {
                 self.look_at_the_server(&mut known).await;
+                self.look_at_the_users(&mut users, &under_way).await;
             }
             if under_way.begin(self, lane).await {
                 continue;

@@ -11,13 +11,16 @@ use std::time::SystemTime;
 use tokio::task::spawn_blocking;
 use tracing::{error, warn};
 
-use super::{ExitService, RetrySchedule, SmtpWay, Verdict, arrival, delivery_key, durable, failed, queue, write_mail};
+use super::under_way::UnderWay;
+use super::{ExitService, RetrySchedule, SmtpWay, Verdict, arrival, delivery_key, durable, failed, write_mail};
 use crate::deliver::maildir::dressed;
 use crate::deliver::mbox::{AddressTable, Destination, Folder, LocalMailboxes, NotDelivered};
 use crate::packet::RoutingType;
 use crate::path::Mailbox;
+use crate::store::Tx;
 use crate::store::inbox::Arrival;
-use crate::store::queue::ExitItem;
+use crate::store::queue::users::{self, Awaiting};
+use crate::store::queue::{ExitId, ExitItem};
 
 /// Delivery to users of this node.
 pub(in crate::node) struct MboxWay {
@@ -61,17 +64,32 @@ impl MboxWay {
         }
     }
 
+    /// Where the mail of a user of the table goes, unless the gateway has one who is called so.
+    fn find(&self, name: &str) -> Option<(&Elsewhere, &Destination)> {
+        let elsewhere = self.elsewhere.as_ref()?;
+        let destination = elsewhere.table.find(name)?;
+        let is_at_the_gateway = self.mailboxes.as_ref().is_some_and(|mailboxes| mailboxes.has(name));
+        (!is_at_the_gateway).then_some((elsewhere, destination))
+    }
+
     fn goal(&self, name: &str) -> Option<Goal> {
-        let elsewhere = self.elsewhere.as_ref().and_then(|it| {
-            Some(match it.table.find(name)?.clone() {
-                Destination::Mail(to) => Goal::Mail(to, Arc::clone(&it.mail)),
-                Destination::Folder(folder) => Goal::Folder(folder, Arc::clone(&it.kept)),
-            })
-        });
-        match (&self.mailboxes, elsewhere) {
-            (Some(mailboxes), None) => Some(Goal::Gateway(Arc::clone(mailboxes))),
-            (Some(mailboxes), Some(_)) if mailboxes.has(name) => Some(Goal::Gateway(Arc::clone(mailboxes))),
-            (_, elsewhere) => elsewhere,
+        match self.find(name) {
+            Some((it, Destination::Mail(to))) => Some(Goal::Mail(to.clone(), Arc::clone(&it.mail))),
+            Some((it, Destination::Folder(folder))) => Some(Goal::Folder(folder.clone(), Arc::clone(&it.kept))),
+            None => self.mailboxes.clone().map(Goal::Gateway),
+        }
+    }
+
+    /// Whether a user has his mail elsewhere than by `before`; without that, than where some of it was found to leave
+    /// `by_mail`.
+    fn has_moved(&self, before: Option<&Self>, name: &str, by_mail: bool) -> bool {
+        let there = |way: &Self| way.find(name).map(|(_, destination)| destination.clone());
+        match (there(self), before.map(there)) {
+            (Some(Destination::Mail(to)), Some(Some(Destination::Mail(before)))) => to != before,
+            (Some(Destination::Folder(to)), Some(Some(Destination::Folder(before)))) => to.maildir != before.maildir,
+            (None, Some(None)) | (Some(Destination::Mail(_)), None) => false,
+            (_, None) => by_mail,
+            (_, Some(_)) => true,
         }
     }
 }
@@ -84,20 +102,53 @@ impl ExitService {
         let Ok(name) = String::from_utf8(item.address.clone()) else { return Verdict::Undeliverable };
         match way.goal(&name) {
             None => Verdict::Undeliverable,
-            Some(Goal::Gateway(mailboxes)) => into_the_gateway(mailboxes, name, item, way.max_size).await,
             Some(Goal::Mail(to, mail)) if item.by_mail => self.mail_by(mail, to, item).await,
+            // He had his mail at an address when this was found to leave for it.
+            Some(Goal::Gateway(_) | Goal::Folder(..)) if item.by_mail => self.goes_to_the_places(item.id, false).await,
+            Some(Goal::Gateway(mailboxes)) => into_the_gateway(mailboxes, name, item, way.max_size).await,
             Some(Goal::Mail(..)) => {
-                // It goes to the places of e-mail: a mail server that hangs is to hold up no mail that stays here.
-                let id = item.id;
-                durable::note(&self.db, &self.stop, move |tx| queue::leaves_by_mail(tx, id)).await;
-                self.bell.send_replace(());
-                Verdict::Untried
+                // A mail server that hangs is to hold up no mail that stays here.
+                self.goes_to_the_places(item.id, true).await
             }
             Some(Goal::Folder(folder, mail)) => {
                 let told = way.elsewhere.as_ref().map(|elsewhere| &elsewhere.told);
                 self.keep_in_a_folder(folder, mail, item, told).await
             }
         }
+    }
+
+    /// It is delivered by the places of e-mail, or of what stays here.
+    async fn goes_to_the_places(&self, id: ExitId, by_mail: bool) -> Verdict {
+        durable::note(&self.db, &self.stop, move |tx| users::leaves_by_mail(tx, id, by_mail)).await;
+        self.bell.send_replace(());
+        Verdict::Untried
+    }
+
+    /// Users who have their mail elsewhere than by the way that was `known` get there what waits for them, and at once: it
+    /// waits for what they had before. What is `under_way` is tried there to its end.
+    pub(super) async fn look_at_the_users(&self, known: &mut Option<Arc<MboxWay>>, under_way: &UnderWay) {
+        let Some(way) = self.ways.borrow().mbox.clone() else { return };
+        if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, &way)) {
+            return;
+        }
+        let before = known.replace(Arc::clone(&way));
+        let awaiting = match durable::read(&self.db, users::awaiting).await {
+            Ok(awaiting) => awaiting,
+            Err(e) => return error!(error = %e, "the exit queue cannot be read"),
+        };
+        let has_moved = |it: &Awaiting| {
+            let name = std::str::from_utf8(&it.name);
+            name.is_ok_and(|name| way.has_moved(before.as_deref(), name, it.by_mail))
+        };
+        let moved: Vec<_> = awaiting.into_iter().filter(has_moved).map(|it| it.name).collect();
+        if moved.is_empty() {
+            return;
+        }
+        let (under_way, now) = (under_way.ids(), self.even.now());
+        let find_anew =
+            move |tx: &Tx<'_>| moved.iter().try_for_each(|name| users::find_anew(tx, name, &under_way, now));
+        durable::note(&self.db, &self.stop, find_anew).await;
+        self.bell.send_replace(());
     }
 
     async fn keep_in_a_folder(

@@ -23,7 +23,7 @@ pub struct ExitItem {
     pub attempts: u32,
     /// How to deliver it.
     pub exit_type: RoutingType,
-    /// Whether it was found to leave as e-mail, whatever its type ([`leaves_by_mail`]).
+    /// Whether it was found to leave as e-mail, whatever its type ([`leaves_by_mail`](super::users::leaves_by_mail)).
     pub by_mail: bool,
     /// To whom.
     pub address: Vec<u8>,
@@ -224,14 +224,6 @@ pub fn try_now(tx: &Tx<'_>, which: Which, now: SystemTime) -> Result<(), StoreEr
     let bring = "UPDATE exit SET next_attempt = ?2
         WHERE (exit_type = ?1 OR (?3 AND by_mail)) = ?4 AND next_attempt > ?2";
     tx.execute(bring, params![exit_type, seconds(now), with_mail, is_so]).map(drop)
-}
-
-/// Notes that a delivery leaves as e-mail, whatever its type: from then on it is among [`Which::Mail`].
-///
-/// # Errors
-/// What the database says.
-pub fn leaves_by_mail(tx: &Tx<'_>, id: ExitId) -> Result<(), StoreError> {
-    tx.execute("UPDATE exit SET by_mail = 1 WHERE id = ?1", params![id.0]).map(drop)
 }
 
 /// How many deliveries wait, held or not.

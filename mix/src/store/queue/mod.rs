@@ -12,6 +12,7 @@ pub mod incoming;
 pub mod left;
 pub mod outgoing;
 pub mod pool;
+pub mod users;
 
 pub use exit::{ExitContent, ExitId, ExitItem};
 pub use incoming::{Admission, IncomingId, Next};

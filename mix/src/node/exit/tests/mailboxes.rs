@@ -149,6 +149,79 @@ async fn mail_for_users_waits_with_all_other_mail_while_the_server_is_away() {
     service.await.unwrap();
 }
 
+/// A node that runs, whose users may change: eve's mail is found to wait by this table at first.
+async fn waits_by(table: &str) -> (Exited, watch::Sender<Ways>, Arc<SmtpWay>, tokio::task::JoinHandle<()>) {
+    let (busy, _) = exit_to(Server::Busy).await;
+    let mail = busy.service.ways.borrow().smtp.clone().unwrap();
+    let mut exited = exit().with_users(table, Arc::clone(&mail));
+    let (change, ways) = watch::channel(exited.service.ways.borrow().clone());
+    exited.service.ways = ways;
+    exited.queue(RoutingType::MBOX, "eve", b"\ntext");
+    let service = tokio::spawn(exited.service.clone().run());
+    until("a failure", || exited.attempts() == [1]).await;
+    (exited, change, mail, service)
+}
+
+#[tokio::test]
+async fn mail_that_waits_for_a_user_goes_at_once_where_she_has_it_since_a_reload() {
+    let home = tempfile::tempdir().unwrap();
+    let at = |folder: &str| format!("eve: {}\n", home.path().join(folder).display());
+    fs::write(home.path().join("blocked"), "in the way").unwrap();
+    for (before, after) in [
+        ("eve: eve@home.example\n".to_owned(), at("eve")),
+        (at("blocked"), at("other")),
+        (at("blocked"), "eve: eve@home.example\n".to_owned()),
+    ] {
+        let (exited, change, mail, service) = waits_by(&before).await;
+        // The same server for all who are at an address: that alone would have nothing tried at once.
+        let mail = if after.contains('@') {
+            let folder = home.path().join("as mail");
+            hourly(SmtpWay { out: into(&folder), ..smtp_way(1000, 0) })
+        } else {
+            mail
+        };
+        let after_all = exit().with_users(&after, mail);
+        change.send_modify(|ways| ways.mbox.clone_from(&after_all.service.ways.borrow().mbox));
+        until("mail for eve", || exited.service.counters.snapshot().delivered == 1).await;
+        exited.service.stop.cancel();
+        service.await.unwrap();
+    }
+    for folder in ["eve", "other", "as mail"] {
+        only(&home.path().join(folder).join("new"));
+    }
+}
+
+#[tokio::test]
+async fn mail_that_waits_for_a_user_goes_where_she_has_it_since_a_restart() {
+    let home = tempfile::tempdir().unwrap();
+    let (exited, _, mail, service) = waits_by("eve: eve@home.example\n").await;
+    exited.service.stop.cancel();
+    service.await.unwrap();
+    let folder = home.path().join("eve");
+    let mut exited = exited.with_users(&format!("eve: {}\n", folder.display()), mail);
+    exited.service.stop = CancellationToken::new();
+    let service = tokio::spawn(exited.service.clone().run());
+    until("mail for eve", || exited.service.counters.snapshot().delivered == 1).await;
+    exited.service.stop.cancel();
+    service.await.unwrap();
+    only(&folder.join("new"));
+}
+
+#[tokio::test]
+async fn mail_that_is_under_way_to_an_address_goes_into_the_folder_at_its_next_try() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("eve");
+    let exited = exit().with_users(&format!("eve: {}\n", folder.display()), hourly(smtp_way(1000, 0)));
+    exited.queue(RoutingType::MBOX, "eve", b"\ntext");
+    let id = exited.due()[0].id;
+    exited.service.db.write(move |tx| crate::store::queue::users::leaves_by_mail(tx, id, true)).unwrap();
+    exited.service.deliver_all(exited.due()).await;
+    let of = |which| exited.service.db.read(move |view| queue::next_due_of(view, which, &[])).unwrap().is_some();
+    assert_eq!((of(Which::Mail), of(Which::House)), (false, true), "the places of e-mail may be held");
+    exited.deliver_all().await;
+    only(&folder.join("new"));
+}
+
 #[tokio::test]
 async fn user_who_is_taken_off_the_table_gets_no_mail_that_waited() {
     let (busy, _) = exit_to(Server::Busy).await;
