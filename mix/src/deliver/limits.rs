@@ -59,6 +59,11 @@ impl Default for LimitsConfig {
 }
 
 impl LimitsConfig {
+    /// That for one mailbox, alone.
+    pub fn of_a_recipient(&self) -> Self {
+        Self { per_recipient: self.per_recipient, ..Self::none() }
+    }
+
     /// The same, without any limit.
     pub fn none() -> Self {
         let any = MailLimit { mails: 0, per: Duration::from_secs(24 * 3600) };

@@ -39,7 +39,7 @@ use super::retry::RetrySchedule;
 use crate::crypto::pk::PrivateKey;
 use crate::crypto::{CounterRng, DIGEST_LEN, Digest, Keyset, sha1};
 use crate::deliver::dkim::Signer;
-use crate::deliver::limits::{Limits, LimitsConfig, OverLimit};
+use crate::deliver::limits::{Limits, LimitsConfig, OverLimit, Place};
 use crate::deliver::mail::{Content, Heading, MailWriter, as_text};
 use crate::deliver::opt_out::normalised;
 use crate::deliver::refusals::Refusals;
@@ -477,41 +477,53 @@ impl ExitService {
         self.mail_by(way, to, item).await
     }
 
-    /// As [`ExitService::mail`], by this way and to this recipient.
-    async fn mail_by(&self, way: Arc<SmtpWay>, to: Mailbox, item: ExitItem) -> Verdict {
-        let mailbox = normalised(&to);
+    /// What becomes of mail for somebody who is to have none, by his own wish or the operator's.
+    async fn is_refused(&self, way: &Arc<SmtpWay>, to: &Mailbox) -> Option<Verdict> {
+        let mailbox = normalised(to);
         match durable::read(&self.db, move |view| opt_outs::contains(view, &mailbox)).await {
             Ok(false) => {}
             Ok(true) => {
                 self.counters.opted_out(1);
-                return Verdict::Undeliverable;
+                return Some(Verdict::Undeliverable);
             }
             Err(e) => {
                 error!(error = %e, "who has opted out cannot be read");
-                return Verdict::Later(RetrySchedule::every_minute_for_a_day());
+                return Some(Verdict::Later(RetrySchedule::every_minute_for_a_day()));
             }
         }
         // A list may have a thousand patterns, and a stranger has chosen what they are tried on.
-        let (list, address) = (Arc::clone(&way), to.clone());
+        let (list, address) = (Arc::clone(way), to.clone());
         match spawn_blocking(move || list.refusals.refuse(&address)).await {
-            Ok(false) => {}
+            Ok(false) => None,
             Ok(true) => {
                 self.counters.refused(1);
-                return Verdict::Undeliverable;
+                Some(Verdict::Undeliverable)
             }
-            Err(e) => return failed(&e),
+            Err(e) => Some(failed(&e)),
+        }
+    }
+
+    /// A place within the limits, or how long the mail waits for one.
+    fn place(&self, limits: &LimitsConfig, to: &Mailbox) -> Result<Place, Verdict> {
+        self.limits().take(limits, to, self.even.now()).map_err(|OverLimit(wait)| {
+            self.counters.limited(1);
+            Verdict::NotYet(wait)
+        })
+    }
+
+    /// As [`ExitService::mail`], by this way and to this recipient.
+    async fn mail_by(&self, way: Arc<SmtpWay>, to: Mailbox, item: ExitItem) -> Verdict {
+        if let Some(refused) = self.is_refused(&way, &to).await {
+            return refused;
         }
         // Else its place would be missing to others, and it would lose a try.
         let domain = way.out.domain(&to);
         if let Some(waits) = self.waits(domain.as_deref()) {
             return waits;
         }
-        let place = match self.limits().take(&way.limits, &to, self.even.now()) {
+        let place = match self.place(&way.limits, &to) {
             Ok(place) => place,
-            Err(OverLimit(wait)) => {
-                self.counters.limited(1);
-                return Verdict::NotYet(wait);
-            }
+            Err(waits) => return waits,
         };
         let (verdict, may_have_it) = self.mail_to(way, (to, domain.as_deref()), item).await;
         if !may_have_it {

@@ -1,8 +1,9 @@
 //! MBOX: mail for users of this node (E2E-spec 3.2).
 //!
 //! Those of the gateway in this process come first. Others are in the operator's table: their mail goes to an address, by
-//! the way of all e-mail and with its retries, refusals and limits, or into a folder of this machine. Where a name goes is
-//! looked up when its mail is delivered, so that a table that has changed holds for all that waits.
+//! the way of all e-mail and with its retries, refusals and limits, or into a folder of this machine, with refusals and the
+//! limit for a recipient. Mail for the gateway knows neither: it is answers that its users have asked for, and pieces of
+//! them. Where a name goes is looked up when its mail is delivered, so that a table that has changed holds for all that waits.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -151,7 +152,30 @@ impl ExitService {
         self.bell.send_replace(());
     }
 
+    /// Whoever is to have no mail has none in a folder either, and the limit for a recipient holds there. Those for a domain
+    /// and in all do not: they are for the servers of others, and for what these think of this one.
     async fn keep_in_a_folder(
+        &self,
+        folder: Folder,
+        mail: Arc<SmtpWay>,
+        item: ExitItem,
+        told: Option<&Mutex<HashSet<usize>>>,
+    ) -> Verdict {
+        if let Some(refused) = self.is_refused(&mail, &folder.to).await {
+            return refused;
+        }
+        let place = match self.place(&mail.limits.of_a_recipient(), &folder.to) {
+            Ok(place) => place,
+            Err(waits) => return waits,
+        };
+        let verdict = self.put_into_a_folder(folder, mail, item, told).await;
+        if !matches!(verdict, Verdict::Delivered) {
+            self.limits().give_back(&place);
+        }
+        verdict
+    }
+
+    async fn put_into_a_folder(
         &self,
         Folder { maildir, to, line }: Folder,
         mail: Arc<SmtpWay>,

@@ -12,10 +12,11 @@ impl Exited {
     /// The exit with these users, whose mail leaves by `mail`; mail for anybody is not delivered.
     fn with_users(mut self, table: &str, mail: Arc<SmtpWay>) -> Self {
         let table = AddressTable::parse(table.as_bytes(), "alpha.mbox.alt").unwrap();
+        let smtp_retry = mail.retry.clone();
         let elsewhere = Some(Elsewhere { table, kept: Arc::clone(&mail), mail, told: Mutex::default() });
         let mbox = MboxWay { mailboxes: Some(self.mailbox.clone()), max_size: 100_000, elsewhere };
-        let ways = self.service.ways.borrow().clone();
-        self.service.ways = watch::channel(Ways { smtp: None, mbox: Some(Arc::new(mbox)), ..ways }).1;
+        let ways = Ways { smtp_retry, mbox: Some(Arc::new(mbox)), smtp: None, ..self.service.ways.borrow().clone() };
+        self.service.ways = watch::channel(ways).1;
         self
     }
 }
@@ -89,6 +90,27 @@ async fn user_with_a_folder_gets_mail_there_once_however_often_it_is_tried() {
     let text = only(&folder.join("new"));
     let head = "Return-Path: <nobody@exit.example>\nX-Original-To: eve@alpha.mbox.alt\nTo: eve@alpha.mbox.alt\nFrom: ";
     assert!(text.starts_with(head) && text.ends_with("\ntext\n"), "{text}");
+}
+
+#[tokio::test]
+async fn whoever_is_to_have_no_mail_has_none_in_a_folder_and_the_limit_for_a_recipient_holds_there() {
+    let home = tempfile::tempdir().unwrap();
+    let line = |name: &str| format!("{name}: {}\n", home.path().join(name).display());
+    let table = ["eve", "ann", "bob", "dan"].map(line).concat();
+    let refusals = Refusals::parse(b"Deny address ann@alpha.mbox.alt\n").unwrap();
+    // Two for the domain would be too few.
+    let limits = LimitsConfig { per_domain: two_an_hour().per_recipient, ..two_an_hour() };
+    let exited = exit().with_users(&table, hourly(SmtpWay { refusals, limits, ..smtp_way(1000, 0) }));
+    exited.service.db.write(|tx| opt_outs::add(tx, "bob@alpha.mbox.alt")).unwrap();
+    for name in ["eve", "eve", "eve", "ann", "bob", "dan"] {
+        exited.queue(RoutingType::MBOX, name, b"\ntext");
+    }
+    exited.deliver_all().await;
+    let counts = exited.service.counters.snapshot();
+    assert_eq!((counts.delivered, counts.refused, counts.opted_out, counts.limited), (3, 1, 1, 1));
+    let in_folder = |name: &str| fs::read_dir(home.path().join(name).join("new")).map_or(0, Iterator::count);
+    assert_eq!(["eve", "ann", "bob", "dan"].map(in_folder), [2, 0, 0, 1]);
+    assert_eq!(exited.attempts(), [1], "it waits for its place");
 }
 
 #[tokio::test]
