@@ -113,12 +113,16 @@ pub struct ExitQueue {
 
 /// What the service that delivers is told by.
 #[derive(Clone)]
-struct Running {
-    bell: watch::Sender<()>,
-    server: Arc<Mutex<MailServer>>,
-    domains: Arc<Mutex<Domains>>,
-    counters: Counters,
+pub(super) struct Running {
+    pub(super) bell: watch::Sender<()>,
+    pub(super) server: Arc<Mutex<MailServer>>,
+    pub(super) domains: Arc<Mutex<Domains>>,
+    pub(super) dropping: Arc<Dropping>,
+    pub(super) counters: Counters,
 }
+
+/// Held for as long as something is dropped, which takes many steps: what is there at the first is gone after the last.
+pub(super) type Dropping = tokio::sync::Mutex<()>;
 
 impl ExitQueue {
     /// Whether a node has run at `home`.
@@ -136,16 +140,9 @@ impl ExitQueue {
         Ok(Self { db, world, even, running: None })
     }
 
-    /// That of the service that delivers, whose clock and bell these are.
-    pub(super) fn of(
-        db: Db,
-        world: World,
-        even: Even,
-        bell: watch::Sender<()>,
-        (server, domains): (Arc<Mutex<MailServer>>, Arc<Mutex<Domains>>),
-        counters: Counters,
-    ) -> Self {
-        Self { db, world, even, running: Some(Running { bell, server, domains, counters }) }
+    /// That of the service that delivers, whose clock this is.
+    pub(super) fn of(db: Db, world: World, even: Even, running: Running) -> Self {
+        Self { db, world, even, running: Some(running) }
     }
 
     /// What waits. Labels what has no label yet.
@@ -224,6 +221,10 @@ impl ExitQueue {
     }
 
     async fn drop_all(&self, chosen: Chosen) -> Result<u64, StoreError> {
+        let _nothing_is_split_meanwhile = match &self.running {
+            Some(running) => Some(running.dropping.lock().await),
+            None => None,
+        };
         let Some(last) = durable::read(&self.db, hand::last).await? else { return Ok(0) };
         let mut dropped = 0;
         loop {

@@ -30,7 +30,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
-use super::by_hand::ExitQueue;
+use super::by_hand::{Dropping, ExitQueue, Running};
 use super::clock::{Even, Steadiness, World};
 use super::config::FragmentsConfig;
 use super::counters::Counters;
@@ -223,6 +223,9 @@ pub(super) struct ExitService {
     pub(super) domains: Arc<Mutex<Domains>>,
     /// Who has had how many mails. A reload forgets none of it.
     pub(super) limits: Arc<Mutex<Limits>>,
+    /// Whoever drops by hand has this to the end of it, and so has who makes a delivery several: of what is dropped no copies
+    /// stay.
+    pub(super) dropping: Arc<Dropping>,
     /// What a destination has been asked to take, and nobody knows yet whether it did.
     pub(super) being_tried: Arc<Mutex<BTreeSet<ExitId>>>,
     /// Whether there may be messages of which enough fragments are here; true at the start.
@@ -268,8 +271,8 @@ enum Verdict {
 impl ExitService {
     /// The queue for the operator's hand.
     pub(super) fn by_hand(&self) -> ExitQueue {
-        let Self { db, bell, counters, world, even, server, domains, .. } = self.clone();
-        ExitQueue::of(db, world, even, bell, (server, domains), counters)
+        let Self { db, bell, counters, world, even, server, domains, dropping, .. } = self.clone();
+        ExitQueue::of(db, world, even, Running { bell, server, domains, dropping, counters })
     }
 
     /// Serves the queue until stopped.

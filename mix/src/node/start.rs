@@ -474,6 +474,7 @@ impl Crew<'_> {
             server: Arc::default(),
             domains: Arc::new(Mutex::new(Domains::new(&mut self.world.dice()))),
             limits: Arc::new(Mutex::new(Limits::new(&mut self.world.dice()))),
+            dropping: Arc::default(),
             being_tried: Arc::default(),
             some_ready: Arc::new(true.into()),
         };

@@ -90,6 +90,7 @@ impl ExitService {
 
     /// Makes it a delivery for each of its recipients.
     pub(super) async fn split(&self, id: ExitId, recipients: Vec<Mailbox>) -> Verdict {
+        let _nothing_is_dropped_meanwhile = self.dropping.lock().await;
         match durable::write(&self.db, move |tx| apart::split(tx, id, &recipients)).await {
             // Or the operator has dropped it meanwhile.
             Ok(()) | Err(StoreError::Missing { .. }) => Verdict::Untried,

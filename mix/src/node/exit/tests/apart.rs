@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::deliver::mx::testing::{At, Zone, name_server};
 use crate::deliver::mx::{MxConfig, MxExit, Policies};
+use crate::node::by_hand::{Change, Chosen};
 
 /// The mail server of the domain `{name}.example`, and of all domains below that.
 type Domain = (&'static str, Server);
@@ -183,6 +184,31 @@ async fn each_of_several_recipients_gets_a_mail_that_names_no_other() {
         ids.extend(mail.lines().find(|line| line.starts_with("Message-ID:")).map(str::to_owned));
     }
     assert_eq!((recipients.len(), ids.len()), (3, 3));
+}
+
+#[tokio::test]
+async fn what_is_dropped_by_hand_while_it_becomes_several_leaves_no_copies() {
+    let (exited, _) = exit_to_domains(&[("x.example", Server::Takes)], |_| {}).await;
+    exited.to("ann@x.example\0bob@x.example");
+    // More than are dropped in one step, and before the one for two in the queue.
+    let many = |tx: &Tx<'_>| {
+        (0..1200).try_for_each(|_| queue::insert_message(tx, RoutingType::SMTP, b"eve@x.example", b"text").map(drop))
+    };
+    exited.service.db.write(many).unwrap();
+    let two = exited.due().remove(0);
+    exited.service.db.write(|tx| tx.execute("UPDATE exit SET id = 5000 WHERE id = 1", &[])).unwrap();
+    let by_hand = exited.service.by_hand();
+    let dropped = async { by_hand.change(Chosen::All, Change::Drop).await.unwrap() };
+    let split = async {
+        // The first step has been made, and not the last.
+        while exited.service.db.read(queue::count).unwrap() == 1201 {
+            tokio::task::yield_now().await;
+        }
+        let recipients = Mailbox::parse_list(&two.address).unwrap();
+        exited.service.split(ExitId(5000), recipients).await
+    };
+    let (dropped, _) = tokio::join!(dropped, split);
+    assert_eq!((dropped, exited.waiting()), (1201, vec![]));
 }
 
 #[tokio::test]
