@@ -16,6 +16,17 @@ macro_rules! host {
     };
 }
 
+/// Whether the last two labels of a domain, its `pair`, are those of a registry. A rule and no list of all suffixes: such a
+/// list is old on the day after a release, needs a parser where this needs a line, and all that hangs on it are places. What
+/// registries of countries have in common is known by its second label; whoever owns another one, such as `co.de`, may have
+/// as many places as he likes, which is why short labels in general will not do.
+macro_rules! is_of_a_registry {
+    () => {
+        "(pair LIKE '%.__' AND substr(pair, 1, length(pair) - 3) IN ('ac', 'co', 'com', 'ed', 'edu', 'go', 'gob', 'gouv',
+            'gov', 'id', 'ltd', 'me', 'mil', 'ne', 'net', 'nhs', 'nom', 'or', 'org', 'plc', 'sch'))"
+    };
+}
+
 /// Makes a delivery to several recipients one for each, with its attempts and its time. Who has had his is then forgotten
 /// without the others.
 ///
@@ -47,8 +58,9 @@ pub fn split(tx: &Tx<'_>, id: ExitId, recipients: &[Mailbox]) -> Result<(), Stor
 }
 
 /// The e-mail to try now, at most `limit`, and none of those `under_way`: of each owner of domains, with what is
-/// under way, at most `each`. An owner is the last two labels of a domain, whatever stands before them; and each user of this
-/// node whose mail leaves as e-mail.
+/// under way, at most `each`. An owner is the last two labels of a domain, whatever stands before them, or three where the
+/// second is one that registries of countries use, as in `example.co.uk`; and each user of this node whose mail leaves as
+/// e-mail.
 ///
 /// # Errors
 /// What the database says.
@@ -68,8 +80,11 @@ pub fn due_apart(
                 WHERE (exit_type = ?2 OR by_mail)
                     AND ((held = 0 AND next_attempt <= ?1) OR id IN (SELECT value FROM json_each(?3)))),
             above AS (SELECT id, next_attempt, host, rtrim(rtrim(host, replace(host, '.', '')), '.') AS above FROM due),
-            owned AS (SELECT id, next_attempt,
-                substr(host, length(rtrim(above, replace(above, '.', ''))) + 1) AS owner FROM above),
+            pairs AS (SELECT id, next_attempt, host, substr(host, length(rtrim(above, replace(above, '.', ''))) + 1) AS pair,
+                rtrim(rtrim(above, replace(above, '.', '')), '.') AS beyond FROM above),
+            owned AS (SELECT id, next_attempt, CASE WHEN ",
+            is_of_a_registry!(),
+            " THEN substr(host, length(rtrim(beyond, replace(beyond, '.', ''))) + 1) ELSE pair END AS owner FROM pairs),
             under_way AS (SELECT value AS id FROM json_each(?3)),
             placed AS (SELECT id, row_number() OVER
                 (PARTITION BY owner ORDER BY id NOT IN under_way, next_attempt, id) AS place FROM owned)
@@ -228,6 +243,15 @@ mod tests {
         queue(&db, &["a@1.evil.example", "a@2.evil.example", "a@3.deep.evil.example", "a@evil.example", "a@b.example"]);
         queue(&db, &["a@localhost", "b@localhost"]);
         assert_eq!(due(&db, &[], 1, 9), ["a@1.evil.example", "a@b.example", "a@localhost"]);
+    }
+
+    #[test]
+    fn domains_below_a_registry_of_a_country_have_owners_of_their_own() {
+        let (_folder, db) = fresh(&[SCHEMA, BY_HAND]);
+        queue(&db, &["a@x.co.uk", "a@y.co.uk", "b@mail.x.co.uk", "a@z.com.au", "b@Deep.Z.COM.au", "a@z.org.nz"]);
+        queue(&db, &["a@1.evl.uk", "a@2.evl.uk", "a@1.co.example", "a@2.co.example", "a@co.uk", "b@co.uk"]);
+        let first = ["a@x.co.uk", "a@y.co.uk", "a@z.com.au", "a@z.org.nz", "a@1.evl.uk", "a@1.co.example", "a@co.uk"];
+        assert_eq!(due(&db, &[], 1, 99), first);
     }
 
     #[test]
