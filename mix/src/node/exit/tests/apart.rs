@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::limits::two_an_hour;
 use super::*;
 use crate::deliver::mx::testing::{At, Zone, name_server};
 use crate::deliver::mx::{MxConfig, MxExit, Policies};

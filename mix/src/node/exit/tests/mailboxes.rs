@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::limits::two_an_hour;
 use super::*;
 use crate::deliver::maildir::{Maildir, MaildirConfig};
 use crate::deliver::mbox::AddressTable;
