@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use mix::deliver::list::ListError;
 use mix::deliver::maildir::InvalidMaildir;
 use mix::deliver::mbox::{AddressesError, InvalidTable};
 use mix::deliver::mx::InvalidMx;
@@ -173,7 +174,7 @@ async fn settings_of_the_node_are_refused_by_name() {
     };
     let wrong = users("eve: eve@home.example\nfrida\n", |_| {}).await;
     let form = |e: &NodeError| {
-        let NodeError::Addresses(AddressesError::Invalid { source, .. }) = e else { return false };
+        let NodeError::Addresses(AddressesError::List(ListError::Invalid { source, .. })) = e else { return false };
         *source == InvalidTable::Form { line: 2 }
     };
     assert!(node(&wrong.0, form) && wrong.1, "{wrong:?}");

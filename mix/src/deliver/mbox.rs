@@ -6,10 +6,9 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 
-use super::list;
+use super::list::{self, ListError};
 use super::maildir::{InvalidMaildir, Maildir, MaildirConfig, NotKept};
 use crate::crypto::Digest;
 use crate::path::{InvalidAddress, Mailbox};
@@ -80,28 +79,9 @@ pub struct AddressTable(BTreeMap<String, Destination>);
 /// A table of addresses cannot be used. The operator must mend it. Holds no name, so that it may be logged.
 #[derive(Debug, thiserror::Error)]
 pub enum AddressesError {
-    /// It is not there, or not to be read.
-    #[error("{}", path.display())]
-    Unreadable {
-        /// Which file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// A folder, or what might never end.
-    #[error("{}: found something else, expected an ordinary file", path.display())]
-    NoFile {
-        /// Which.
-        path: PathBuf,
-    },
-    /// It says something else.
-    #[error("{}", path.display())]
-    Invalid {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong.
-        source: InvalidTable,
-    },
+    /// The file itself.
+    #[error(transparent)]
+    List(#[from] ListError<InvalidTable>),
     /// A folder that it names is not as it must be.
     #[error("{}: line {line}", path.display())]
     Folder {
@@ -154,12 +134,9 @@ impl AddressTable {
     /// Reads the table in a file; see [`AddressTable::parse`].
     ///
     /// # Errors
-    /// [`AddressesError`], but for its folders, which are not looked at.
-    pub fn read(path: &Path, domain: &str) -> Result<Self, AddressesError> {
-        let unreadable = |source| AddressesError::Unreadable { path: path.into(), source };
-        let octets = list::read(path, MAX_LEN).map_err(unreadable)?;
-        let octets = octets.ok_or_else(|| AddressesError::NoFile { path: path.into() })?;
-        Self::parse(&octets, domain).map_err(|source| AddressesError::Invalid { path: path.into(), source })
+    /// [`ListError`]. Its folders are not looked at.
+    pub fn read(path: &Path, domain: &str) -> Result<Self, ListError<InvalidTable>> {
+        list::read(path, MAX_LEN, |octets| Self::parse(octets, domain))
     }
 
     /// Reads lines of `name: user@host`, `name = user@host` or `name: /path/of/a/Maildir`; behind these only a comment may
@@ -291,12 +268,12 @@ mod tests {
     fn what_is_no_file_is_refused_by_its_path() {
         let folder = tempfile::tempdir().unwrap();
         let read = |path: &Path| AddressTable::read(path, "x.y").unwrap_err();
-        assert!(matches!(read(folder.path()), AddressesError::NoFile { path } if path == folder.path()));
+        assert!(matches!(read(folder.path()), ListError::NoFile { path } if path == folder.path()));
         let missing = folder.path().join("users");
-        assert!(matches!(read(&missing), AddressesError::Unreadable { path, .. } if path == missing));
+        assert!(matches!(read(&missing), ListError::Unreadable { path, .. } if path == missing));
         fs::write(&missing, "frida").unwrap();
         let wrong = read(&missing);
-        assert!(matches!(&wrong, AddressesError::Invalid { source: InvalidTable::Form { line: 1 }, .. }), "{wrong:?}");
+        assert!(matches!(&wrong, ListError::Invalid { source: InvalidTable::Form { line: 1 }, .. }), "{wrong:?}");
         assert!(!format!("{wrong} {wrong:?}").contains("frida"));
     }
 

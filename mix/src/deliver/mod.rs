@@ -7,7 +7,7 @@
 
 pub mod dkim;
 pub mod limits;
-mod list;
+pub mod list;
 pub mod mail;
 pub mod maildir;
 pub mod mbox;

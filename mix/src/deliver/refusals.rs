@@ -8,10 +8,9 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::list;
+use super::list::{self, ListError};
 use crate::path::{Mailbox, is_dotted_atoms};
 
 mod pattern;
@@ -41,33 +40,6 @@ struct Addresses {
     /// Hosts, with all below them.
     domains: BTreeSet<String>,
     patterns: pattern::Patterns,
-}
-
-/// A list of refusals cannot be used. The operator must mend it.
-#[derive(Debug, thiserror::Error)]
-pub enum RefusalsError {
-    /// It is not there, or not to be read.
-    #[error("{}", path.display())]
-    Unreadable {
-        /// Which file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// A folder, or what might never end.
-    #[error("{}: found something else, expected an ordinary file", path.display())]
-    NoFile {
-        /// Which.
-        path: PathBuf,
-    },
-    /// It says something else.
-    #[error("{}", path.display())]
-    Invalid {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong.
-        source: InvalidRefusals,
-    },
 }
 
 /// Why a list of refusals was refused. Blames whoever wrote it. Holds no address, so that it may be logged.
@@ -165,12 +137,9 @@ impl Refusals {
     /// Reads the list in a file.
     ///
     /// # Errors
-    /// [`RefusalsError`].
-    pub fn read(path: &Path) -> Result<Self, RefusalsError> {
-        let unreadable = |source| RefusalsError::Unreadable { path: path.into(), source };
-        let octets = list::read(path, MAX_LEN).map_err(unreadable)?;
-        let octets = octets.ok_or_else(|| RefusalsError::NoFile { path: path.into() })?;
-        Self::parse(&octets).map_err(|source| RefusalsError::Invalid { path: path.into(), source })
+    /// [`ListError`].
+    pub fn read(path: &Path) -> Result<Self, ListError<InvalidRefusals>> {
+        list::read(path, MAX_LEN, Self::parse)
     }
 
     /// Reads a list. Words in either case; empty lines and those that begin with `#` say nothing.

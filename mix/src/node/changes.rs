@@ -229,7 +229,7 @@ pub(super) fn refusals(config: &SmtpDeliveryConfig) -> Result<Refusals, NodeErro
 pub(super) fn addresses(config: &NodeConfig) -> Result<Option<AddressTable>, NodeError> {
     let domain = format!("{}.mbox.alt", config.nickname.to_ascii_lowercase());
     let table = config.mbox.address_file.as_deref().map(|path| AddressTable::read(path, &domain));
-    Ok(table.transpose()?)
+    Ok(table.transpose().map_err(AddressesError::from)?)
 }
 
 fn mbox_way(config: &NodeConfig, deliveries: &Deliveries) -> Result<MboxWay, NodeError> {

@@ -34,12 +34,13 @@ use crate::crypto::pk::InvalidKey;
 use crate::crypto::{KeyId, Passphrase};
 use crate::deliver::dkim::{InvalidDkim, Signer};
 use crate::deliver::limits::Limits;
+use crate::deliver::list::ListError;
 use crate::deliver::mail::NoReturnAddress;
 use crate::deliver::maildir::InvalidMaildir;
 use crate::deliver::mbox::{AddressesError, LocalMailboxes};
 use crate::deliver::mx::InvalidMx;
 use crate::deliver::opt_out::OptOutKey;
-use crate::deliver::refusals::RefusalsError;
+use crate::deliver::refusals::InvalidRefusals;
 use crate::deliver::sendmail::InvalidSendmail;
 use crate::deliver::smtp::InvalidSmtpExit;
 use crate::directory::descriptor::Descriptor;
@@ -139,7 +140,7 @@ pub enum NodeError {
     Maildir(#[from] InvalidMaildir),
     /// The list of whom not to deliver to.
     #[error("node.smtp.refusals")]
-    Refusals(#[from] RefusalsError),
+    Refusals(#[from] ListError<InvalidRefusals>),
     /// The key that mail is signed by.
     #[error("node.smtp.dkim")]
     Dkim(#[from] InvalidDkim),

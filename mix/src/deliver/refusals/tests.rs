@@ -230,18 +230,18 @@ fn pattern_that_makes_backtracking_run_for_ever_is_searched_for_at_once() {
 fn file_that_is_none_or_says_nonsense_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("refusals");
-    assert!(matches!(Refusals::read(&file), Err(RefusalsError::Unreadable { path, .. }) if path == file));
-    assert!(matches!(Refusals::read(folder.path()), Err(RefusalsError::NoFile { .. })));
+    assert!(matches!(Refusals::read(&file), Err(ListError::Unreadable { path, .. }) if path == file));
+    assert!(matches!(Refusals::read(folder.path()), Err(ListError::NoFile { .. })));
     std::fs::write(&file, "deny user bob\n").unwrap();
     assert!(Refusals::read(&file).unwrap().refuse(&mailbox("bob@x.y")));
     std::fs::write(&file, "deny user bob\ndeny\n").unwrap();
     let expected = InvalidRefusals::Form { line: 2, found: 1 };
     assert!(
-        matches!(Refusals::read(&file), Err(RefusalsError::Invalid { path, source }) if path == file && source == expected)
+        matches!(Refusals::read(&file), Err(ListError::Invalid { path, source }) if path == file && source == expected)
     );
     std::fs::write(&file, vec![b'\n'; MAX_LEN + 10]).unwrap();
     let too_long = Refusals::read(&file);
-    assert!(matches!(too_long, Err(RefusalsError::Invalid { source: InvalidRefusals::TooLong, .. })));
+    assert!(matches!(too_long, Err(ListError::Invalid { source: InvalidRefusals::TooLong, .. })));
 }
 
 #[test]

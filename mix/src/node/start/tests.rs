@@ -237,7 +237,7 @@ fn list_of_refusals_with_a_mistake_is_refused_by_file_and_line() {
     config.smtp.mail.return_address = crate::path::Mailbox::parse("nobody@exit.example").ok();
     config.smtp.refusals = Some(list.clone());
     let missing = check(&config, false).unwrap_err();
-    assert!(matches!(missing, NodeError::Refusals(RefusalsError::Unreadable { .. })), "{missing:?}");
+    assert!(matches!(missing, NodeError::Refusals(ListError::Unreadable { .. })), "{missing:?}");
     std::fs::write(&list, "Deny user bob\nDeny host example.org\n").unwrap();
     let refused = check(&config, false).unwrap_err();
     assert!(refused.is_configuration());
