@@ -196,10 +196,11 @@ pub fn one_or_more<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer:
     checked(Vec::deserialize(deserializer)?, |list: &Vec<T>| !list.is_empty(), "at least one of them")
 }
 
-/// What is written in place of a password: whoever compares settings sees whether there is one.
-const MASK: &str = "********";
+/// What is written in place of a password: whoever compares settings sees whether there is one. How that is shown is the
+/// business of whoever shows settings.
+const IS_SET: &str = "is set";
 
-/// A password from the settings: overwritten when dropped, not printed, and not written out again: a mask is.
+/// A password from the settings: overwritten when dropped, not printed, and not written out again: that there is one is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Password(Secret<String>);
 
@@ -223,7 +224,7 @@ impl<'de> Deserialize<'de> for Password {
 
 impl Serialize for Password {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(if self.expose().is_empty() { "" } else { MASK })
+        serializer.serialize_str(if self.expose().is_empty() { "" } else { IS_SET })
     }
 }
 
@@ -271,7 +272,7 @@ mod tests {
         let read: Text<Password> = Password::deserialize;
         let password = read("hunter2".into_deserializer()).unwrap();
         assert_eq!(password.expose(), "hunter2");
-        assert_eq!(serde_json::to_string(&password).unwrap(), "\"********\"");
+        assert_eq!(serde_json::to_string(&password).unwrap(), "\"is set\"");
         assert!(!format!("{password:?}").contains("hunter2"));
         assert!(refused(read, "").contains("not empty"));
         assert_eq!(serde_json::to_string(&Password::default()).unwrap(), "\"\"", "it shows that there is none");
