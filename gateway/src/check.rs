@@ -59,6 +59,13 @@ pub fn check(config: &Config) -> Result<(), StartError> {
     Ok(())
 }
 
+/// As [`check`], on a thread that may wait: files are read and patterns compiled while the process serves.
+pub(crate) async fn check_aside(config: &Config) -> Result<(), StartError> {
+    let config = config.clone();
+    let checked = tokio::task::spawn_blocking(move || check(&config)).await;
+    checked.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
+}
+
 /// Where answers to each identity arrive, once each of them can be logged in as, and gets its answers here.
 pub(crate) fn reply_addresses(
     identities: &[IdentityConfig],

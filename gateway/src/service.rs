@@ -251,7 +251,7 @@ impl Service {
         let refusal = |failed: Failed| Refusal::new(Why::Configuration, failed.to_string());
         let Loaded { settings: new, origins } = self.arguments.load_traced().map_err(refusal)?;
         // All of it must be fit for a start: else the next one would find what nobody was told now.
-        crate::check::check(&new).map_err(|e| refusal(Failed::start(e, &origins)))?;
+        crate::check::check_aside(&new).await.map_err(|e| refusal(Failed::start(e, &origins)))?;
         let mut changes = mixgate_conf::changes(&self.config, &new, can_change)
             .map_err(|e| Refusal::new(Why::Failed, e.to_string()))?;
         // Passwords are not written out, so they are neither compared nor taken there.

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::accounts::Accounts;
-use crate::check::{check, reply_addresses};
+use crate::check::{check, check_aside, reply_addresses};
 use crate::config::{Config, GatewayConfig};
 use crate::doors::{Inbox, KnownExits, WatchedOutbox};
 use crate::lock::LockError;
@@ -321,7 +321,7 @@ impl Running {
     /// # Errors
     /// [`StartError`], as at a start. What is wrong with the settings is found before anything changes.
     pub async fn apply(&self, config: &Config) -> Result<(), StartError> {
-        check(config)?;
+        check_aside(config).await?;
         // What can fail comes first. A key more in the keyring is no harm.
         if let Some(mail) = &self.mail {
             for identity in &config.gateway.identities {
@@ -332,7 +332,7 @@ impl Running {
         let accounts = self.accounts.as_ref();
         let reply_to = accounts.map(|_| reply_addresses(&config.gateway.identities, &config.node)).transpose()?;
         if let Some(node) = &self.node {
-            node.control.apply(&config.clone().told_of_each_other().node)?;
+            node.control.apply(&config.clone().told_of_each_other().node).await?;
             node.control.apply_network(&config.network);
         }
         if let Some(network) = &self.network {

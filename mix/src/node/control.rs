@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::spawn_blocking;
 
 use super::by_hand::ExitQueue;
 use super::changes::{Changes, check_access};
@@ -221,11 +222,13 @@ impl NodeControl {
     ///
     /// # Errors
     /// [`NodeError`], as at a start; nothing has changed then.
-    pub fn apply(&self, config: &NodeConfig) -> Result<(), NodeError> {
-        let changes = &self.0.changes;
-        let made = changes.make(config)?;
+    pub async fn apply(&self, config: &NodeConfig) -> Result<(), NodeError> {
+        // Lists are read and their patterns compiled, which may take seconds.
+        let (inner, settings) = (Arc::clone(&self.0), config.clone());
+        let made = spawn_blocking(move || inner.changes.make(&settings)).await;
+        let made = made.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?;
         self.check(config)?;
-        changes.take(config, made);
+        self.0.changes.take(config, made);
         self.describe(config);
         Ok(())
     }

@@ -59,9 +59,9 @@ impl Story {
     }
 
     /// The operator changes the settings while the node runs.
-    fn reload(&mut self, change: impl FnOnce(&mut NodeConfig)) {
+    async fn reload(&mut self, change: impl FnOnce(&mut NodeConfig)) {
         change(&mut self.config);
-        self.running.control.apply(&self.config).unwrap();
+        self.running.control.apply(&self.config).await.unwrap();
     }
 
     async fn end(self) {
@@ -104,17 +104,17 @@ async fn rules_hold_for_newcomers_and_for_those_who_are_there_and_are_published(
     let mut there = TcpStream::connect(address).await.unwrap();
     assert!(is_let_in(address).await);
     let mut descriptors = story.running.descriptors();
-    story.reload(|config| config.incoming.access = access(&["deny 127.0.0.1", "allow * 1-65535"]));
+    story.reload(|config| config.incoming.access = access(&["deny 127.0.0.1", "allow * 1-65535"])).await;
     assert!(!is_let_in(address).await);
     assert!(hangs_up(&mut there, PATIENCE).await, "whoever was there");
     timeout(PATIENCE, descriptors.changed()).await.unwrap().unwrap();
     assert!(story.running.descriptor().text().contains("\nDeny: 127.0.0.1\n"));
-    story.reload(|config| config.incoming.access = Access::default());
+    story.reload(|config| config.incoming.access = Access::default()).await;
     assert!(is_let_in(address).await);
     // Nobody would come in any more: nothing of it is taken.
     let mut nobody = story.config.clone();
     nobody.incoming.access = access(&["allow *"]);
-    assert!(matches!(story.running.control.apply(&nobody), Err(NodeError::Access { .. })));
+    assert!(matches!(story.running.control.apply(&nobody).await, Err(NodeError::Access { .. })));
     assert!(is_let_in(address).await);
     story.end().await;
 }
@@ -125,12 +125,12 @@ async fn limits_that_are_lowered_hold_for_newcomers() {
     let address = story.running.address;
     let mut there = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
     assert!(is_let_in(address).await);
-    story.reload(|config| config.incoming.max_connections_per_address = 2);
+    story.reload(|config| config.incoming.max_connections_per_address = 2).await;
     assert!(!is_let_in(address).await);
     for stream in &mut there {
         assert!(!hangs_up(stream, MOMENT).await, "they have their seats");
     }
-    story.reload(|config| config.incoming.max_connections_per_address = 3);
+    story.reload(|config| config.incoming.max_connections_per_address = 3).await;
     assert!(is_let_in(address).await);
     story.end().await;
 }
@@ -148,7 +148,7 @@ async fn mix_that_the_rules_forbade_is_reached_when_they_do_not_any_more() {
     story.running.db.write(move |tx| pool::insert(tx, &PoolItem::Relay { next, packet: packet() })).unwrap();
     let counters = story.counters.clone();
     until("a try that the rules forbid", || counters.snapshot().denied > 0).await;
-    story.reload(|config| config.outgoing.access = Access::default());
+    story.reload(|config| config.outgoing.access = Access::default()).await;
     until("the packet", || counters.snapshot().relayed == 1).await;
     story.end().await;
 }
@@ -187,7 +187,7 @@ async fn link_to_a_mix_that_the_rules_forbid_from_now_on_is_cut() {
     story.running.db.write(move |tx| pool::insert(tx, &PoolItem::Relay { next, packet: packet() })).unwrap();
     timeout(PATIENCE, heard.wait_for(|has_it| *has_it)).await.unwrap().unwrap();
     assert!(!link.is_finished());
-    story.reload(|config| config.outgoing.access = access(&["deny 127.0.0.1", "allow * 1-65535"]));
+    story.reload(|config| config.outgoing.access = access(&["deny 127.0.0.1", "allow * 1-65535"])).await;
     timeout(PATIENCE, link).await.expect("the node hangs up").unwrap();
     let counters = story.counters.clone();
     until("it is counted", || counters.snapshot().denied > 0).await;
@@ -207,9 +207,10 @@ async fn dummies_begin_and_end() {
     assert_eq!(noon.snapshot().dummies, 0);
     // All others are away; the dummies wait for them.
     story
-        .reload(|config| config.dummies = DummiesConfig { enabled: true, drop_mean: 20.0, ..DummiesConfig::default() });
+        .reload(|config| config.dummies = DummiesConfig { enabled: true, drop_mean: 20.0, ..DummiesConfig::default() })
+        .await;
     until("a dummy", || noon.snapshot().dummies > 0).await;
-    story.reload(|config| config.dummies.enabled = false);
+    story.reload(|config| config.dummies.enabled = false).await;
     tokio::time::sleep(MOMENT).await;
     let made = noon.snapshot().dummies;
     tokio::time::sleep(MOMENT).await;
@@ -231,12 +232,12 @@ async fn offered(story: &Story) -> Outcome {
 async fn reserve_of_disk_space_is_kept_from_the_reload_on() {
     let mut story = Story::begin(|_| {}, |_| {}).await;
     assert_eq!(offered(&story).await, Outcome::Delivered);
-    story.reload(|config| config.disk_reserve = u64::MAX);
+    story.reload(|config| config.disk_reserve = u64::MAX).await;
     let counters = story.counters.clone();
     let refused = async { while offered(&story).await != Outcome::Rejected {} };
     timeout(PATIENCE, refused).await.expect("no disk has so much room");
     assert!(counters.snapshot().rejected > 0);
-    story.reload(|config| config.disk_reserve = 0);
+    story.reload(|config| config.disk_reserve = 0).await;
     let taken = async { while offered(&story).await != Outcome::Delivered {} };
     timeout(PATIENCE, taken).await.expect("there is room again");
     story.end().await;
@@ -251,12 +252,12 @@ async fn bandwidth_is_limited_and_free_again() {
         [incoming, reach].map(|limit| limit.is_some())
     };
     assert_eq!(limits(&story), [false, false]);
-    story.reload(|config| config.bandwidth.average = 1 << 20);
+    story.reload(|config| config.bandwidth.average = 1 << 20).await;
     assert_eq!(limits(&story), [true, true], "both ways share it");
     let mut too_little = story.config.clone();
     too_little.bandwidth.average = 1;
-    assert!(matches!(story.running.control.apply(&too_little), Err(NodeError::Bandwidth(_))));
-    story.reload(|config| config.bandwidth.average = 0);
+    assert!(matches!(story.running.control.apply(&too_little).await, Err(NodeError::Bandwidth(_))));
+    story.reload(|config| config.bandwidth.average = 0).await;
     assert_eq!(limits(&story), [false, false]);
     story.end().await;
 }
@@ -291,11 +292,11 @@ async fn statistics_begin_and_end() {
     let control = story.running.control.clone();
     assert!(control.report().is_none());
     story.counters.received(50_000);
-    story.reload(|config| config.stats.enabled = true);
+    story.reload(|config| config.stats.enabled = true).await;
     until("a report", || control.report().is_some()).await;
     let report = control.report().unwrap();
     assert!(report.figures.contains(&("received", 1000)), "what was not counted stays so: {report:?}");
-    story.reload(|config| config.stats.enabled = false);
+    story.reload(|config| config.stats.enabled = false).await;
     until("no report", || control.report().is_none()).await;
     assert!(story.config.home.join("statistics.state").exists(), "kept at the end");
     story.end().await;
@@ -337,12 +338,12 @@ async fn mail_that_waits_when_its_delivery_is_switched_off_is_kept_and_so_is_wha
     };
     comes();
     until("a mail that waits", || db.read(exit::count).unwrap() == 1).await;
-    story.reload(|config| config.mbox.enabled = false);
+    story.reload(|config| config.mbox.enabled = false).await;
     comes();
     let counters = story.counters.clone();
     until("both wait", || db.read(exit::count).unwrap() == 2).await;
     frida.away.store(false, Ordering::Relaxed);
-    story.reload(|config| config.mbox.enabled = true);
+    story.reload(|config| config.mbox.enabled = true).await;
     comes();
     until("what comes now", || *frida.got.lock().unwrap() >= 1).await;
     assert_eq!(counters.snapshot().undeliverable, 0);
@@ -369,10 +370,10 @@ async fn users_are_read_at_each_reload_and_a_table_with_a_mistake_changes_nothin
     assert!(has(&story, "eve") && !has(&story, "frida"));
     assert!(story.running.descriptor().mbox().is_some() && story.running.descriptor().smtp().is_none());
     std::fs::write(&table, "frida: frida@home.example\n").unwrap();
-    story.reload(|_| {});
+    story.reload(|_| {}).await;
     assert!(!has(&story, "eve") && has(&story, "frida"));
     std::fs::write(&table, "eve\n").unwrap();
-    assert!(matches!(story.running.control.apply(&story.config), Err(NodeError::Addresses(_))));
+    assert!(matches!(story.running.control.apply(&story.config).await, Err(NodeError::Addresses(_))));
     assert!(!has(&story, "eve") && has(&story, "frida"));
     let compressed = compress(b"\ntext");
     let queued = move |tx: &Tx<'_>| exit::insert_message(tx, RoutingType::MBOX, b"frida", &compressed);
@@ -404,12 +405,12 @@ async fn mail_leaves_by_another_way_after_a_reload_and_a_folder_that_others_can_
     std::fs::set_permissions(&mail, Permissions::from_mode(0o777)).unwrap();
     story.config.smtp.way = Way::Maildir;
     story.config.smtp.maildir.path = Some(mail.clone());
-    let refused = story.running.control.apply(&story.config).unwrap_err();
+    let refused = story.running.control.apply(&story.config).await.unwrap_err();
     let is_it = matches!(&refused, NodeError::Maildir(InvalidMaildir::Shared { path, mode: 0o777 }) if *path == mail);
     assert!(is_it, "{refused:?}");
     assert!(!mail.join("new").exists());
     std::fs::set_permissions(&mail, Permissions::from_mode(0o700)).unwrap();
-    story.reload(|_| {});
+    story.reload(|_| {}).await;
     let new = mail.join("new");
     until("mail for bob", || std::fs::read_dir(&new).is_ok_and(|new| new.count() == 1)).await;
     story.end().await;
@@ -437,10 +438,10 @@ async fn mail_leaves_to_the_servers_of_each_domain_after_a_reload_and_settings_t
     story.config.smtp.way = Way::Mx;
     story.config.smtp.mx =
         MxConfig { name_servers: vec![names], port: 0, inside: vec![here.ip()], ..MxConfig::default() };
-    let refused = story.running.control.apply(&story.config).unwrap_err();
+    let refused = story.running.control.apply(&story.config).await.unwrap_err();
     assert!(matches!(refused, NodeError::Mx(InvalidMx::Port)), "{refused:?}");
     assert_eq!(refused.key(), Some("node.smtp.mx"));
-    story.reload(|config| config.smtp.mx.port = here.port());
+    story.reload(|config| config.smtp.mx.port = here.port()).await;
     let arrived = async {
         while let Some(said) = hears.recv().await {
             if said.starts_with("RCPT TO:<bob@b.example>") {
@@ -472,10 +473,10 @@ async fn list_of_refusals_is_read_at_each_reload_and_one_with_a_mistake_changes_
     let refuses = |to: &str| ways.borrow().smtp.as_ref().unwrap().refusals.refuse(&Mailbox::parse(to).unwrap());
     assert_eq!((refuses("bob@x.y"), refuses("eve@x.y")), (true, false));
     std::fs::write(&list, "Deny user eve\n").unwrap();
-    story.reload(|_| {});
+    story.reload(|_| {}).await;
     assert_eq!((refuses("bob@x.y"), refuses("eve@x.y")), (false, true));
     std::fs::write(&list, "Deny everybody\n").unwrap();
-    assert!(matches!(story.running.control.apply(&story.config), Err(NodeError::Refusals(_))));
+    assert!(matches!(story.running.control.apply(&story.config).await, Err(NodeError::Refusals(_))));
     assert_eq!((refuses("bob@x.y"), refuses("eve@x.y")), (false, true));
     story.end().await;
 }
@@ -501,17 +502,19 @@ async fn delivery_is_offered_when_it_is_proven_and_withdrawn_with_the_same_keys_
         matches!(&status, MailDelivery::Failing { why, .. } if why.starts_with("node.smtp.server: ")),
         "{status:?}"
     );
-    story.reload(|config| {
-        config.smtp.way = Way::Maildir;
-        config.smtp.maildir.path = Some(mail);
-    });
+    story
+        .reload(|config| {
+            config.smtp.way = Way::Maildir;
+            config.smtp.maildir.path = Some(mail);
+        })
+        .await;
     story.running.control.settled().await.unwrap();
     let proven = story.running.descriptor();
     assert!(proven.smtp().is_some());
     assert_eq!(proven.packet_key(), before.packet_key());
     let status = story.running.control.status().await.mail_delivery;
     assert!(matches!(status, MailDelivery::Proven { .. }), "{status:?}");
-    story.reload(|config| config.smtp.way = Way::Smarthost);
+    story.reload(|config| config.smtp.way = Way::Smarthost).await;
     story.running.control.settled().await.unwrap();
     let withdrawn = story.running.descriptor();
     assert!(withdrawn.smtp().is_none() && withdrawn.packet_key() == before.packet_key());
@@ -520,10 +523,10 @@ async fn delivery_is_offered_when_it_is_proven_and_withdrawn_with_the_same_keys_
     let compressed = compress(b"\ntext");
     let queued = move |tx: &Tx<'_>| exit::insert_message(tx, RoutingType::SMTP, b"bob@example.org", &compressed);
     story.running.db.write(queued).unwrap();
-    story.reload(|config| config.smtp.way = Way::Maildir);
+    story.reload(|config| config.smtp.way = Way::Maildir).await;
     let new = folder.path().join("mail/new");
     until("mail for bob", || std::fs::read_dir(&new).is_ok_and(|new| new.count() == 1)).await;
-    story.reload(|config| config.smtp.enabled = false);
+    story.reload(|config| config.smtp.enabled = false).await;
     story.running.control.settled().await.unwrap();
     assert_eq!(story.running.control.status().await.mail_delivery, MailDelivery::Off);
     story.end().await;
@@ -549,7 +552,7 @@ async fn attachments_are_delivered_and_stated_from_a_reload_on() {
     let stated = || control.descriptor().smtp().unwrap().mime;
     assert_eq!((delivered(), stated()), (None, None));
     for mime in [Some(1 << 20), None] {
-        story.reload(|config| config.smtp.mime_max_size = mime.unwrap_or(0));
+        story.reload(|config| config.smtp.mime_max_size = mime.unwrap_or(0)).await;
         assert_eq!(delivered(), mime);
         until("a descriptor that says so", || stated() == mime).await;
     }

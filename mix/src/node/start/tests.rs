@@ -187,6 +187,24 @@ fn bandwidth_that_would_starve_its_links_is_refused_by_name_and_fewer_links_need
 }
 
 #[tokio::test]
+async fn others_get_on_while_settings_are_read_anew() {
+    let (home, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
+    let (mut config, running) = node(&home, &stop).await;
+    let list = home.path().join("refusals");
+    let patterns: String = (0..300).map(|number| format!("Deny pattern /^[a-z]+{number}x@/\n")).collect();
+    std::fs::write(&list, patterns).unwrap();
+    config.smtp.enabled = true;
+    config.smtp.mail.return_address = crate::path::Mailbox::parse("nobody@exit.example").ok();
+    config.smtp.refusals = Some(list);
+    // On the only thread of this test, on which patterns would be compiled.
+    let other = tokio::spawn(async {});
+    running.control.apply(&config).await.unwrap();
+    assert!(other.is_finished());
+    stop.cancel();
+    running.ended().await;
+}
+
+#[tokio::test]
 async fn settings_change_while_the_node_runs_and_wrong_ones_change_nothing() {
     let (home, stop) = (tempfile::tempdir().unwrap(), CancellationToken::new());
     let (mut config, running) = node(&home, &stop).await;
@@ -195,13 +213,13 @@ async fn settings_change_while_the_node_runs_and_wrong_ones_change_nothing() {
     config.mixing.rule = MixRule::Timed;
     config.mixing.interval = Duration::from_secs(2000);
     config.fragments.keep = Duration::from_secs(77);
-    running.control.apply(&config).unwrap();
+    running.control.apply(&config).await.unwrap();
     let expected = Rhythm { pool: Pool::Timed, interval: Duration::from_secs(2000) };
     assert_eq!(*rhythm.borrow(), expected);
     assert_eq!(changes.ways.subscribe().borrow().fragments.keep, Duration::from_secs(77));
     config.fragments.keep = Duration::from_secs(78);
     config.mixing = MixingConfig { rule: MixRule::Binomial, rate: 2.0, ..config.mixing };
-    assert!(matches!(running.control.apply(&config), Err(NodeError::Mixing(_))));
+    assert!(matches!(running.control.apply(&config).await, Err(NodeError::Mixing(_))));
     assert_eq!(*rhythm.borrow(), expected);
     assert_eq!(changes.ways.subscribe().borrow().fragments.keep, Duration::from_secs(77));
     assert_eq!(running.control.publish_again().await, Publication::Nowhere);
