@@ -302,7 +302,7 @@ impl ExitService {
             tokio::select! {
                 Ok(()) = rung.changed() => {}
                 // It may be another server now.
-                Ok(()) = ways.changed(), if lane == Lane::Mail => {}
+                Ok(()) = ways.changed(), if lane == Lane::Mail => self.clear_away(),
                 _ = expiry.tick(), if lane == Lane::House => {
                     let steady = clock.look(self.world.now());
                     self.expire(steady).await;
@@ -361,13 +361,8 @@ impl ExitService {
 
     /// Looks at what an earlier run has left.
     async fn begin(&self) {
+        self.clear_away();
         let ways = self.ways.borrow().clone();
-        let (now, by_mail, mbox) = (self.world.now(), ways.of_mail(), ways.mbox.clone());
-        let clear = move || {
-            by_mail.iter().flatten().for_each(|way| way.out.begin(now));
-            mbox.iter().for_each(|mbox| mbox.begin(now));
-        };
-        let _ = spawn_blocking(clear).await;
         let latest = self.even.now() + ways.longest_wait();
         let look = move |tx: &Tx<'_>| {
             left::bring_forward(tx, latest)?;

@@ -57,8 +57,8 @@ impl MboxWay {
         self.elsewhere.as_ref().is_some_and(|elsewhere| elsewhere.table.find(name).is_some())
     }
 
-    /// Clears away what an earlier run has left in the folders.
-    pub(super) fn begin(&self, now: SystemTime) {
+    /// Clears away what processes that were killed have left in the folders.
+    pub(super) fn clear_away(&self, now: SystemTime) {
         for folder in self.elsewhere.iter().flat_map(|elsewhere| elsewhere.table.folders()) {
             // Of no consequence but for its room; should the folder be wrong, the first mail says so.
             let _ = folder.remove_leftovers(now);

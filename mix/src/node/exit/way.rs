@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
-use super::GRACE;
+use super::{ExitService, GRACE};
 use crate::crypto::Digest;
 use crate::deliver::maildir::{Maildir, dressed};
 use crate::deliver::mx::{MxExit, NotOffered};
@@ -185,8 +185,8 @@ impl WayOut {
         self.goes_apart().then(|| to.domain().to_ascii_lowercase())
     }
 
-    /// Clears away what an earlier run has left.
-    pub(super) fn begin(&self, now: SystemTime) {
+    /// Clears away what processes that were killed have left.
+    fn clear_away(&self, now: SystemTime) {
         if let Self::Maildir(maildir) = self
             && let Err(e) = maildir.remove_leftovers(now)
         {
@@ -259,6 +259,18 @@ impl WayOut {
                 })
             }
         }
+    }
+}
+
+impl ExitService {
+    /// Clears away what processes that were killed have left where mail goes. Beside all else: a folder may lie on a disk
+    /// that hangs, and nobody waits for the room.
+    pub(super) fn clear_away(&self) {
+        let (now, ways) = (self.world.now(), self.ways.borrow().clone());
+        drop(spawn_blocking(move || {
+            ways.of_mail().iter().flatten().for_each(|way| way.out.clear_away(now));
+            ways.mbox.iter().for_each(|mbox| mbox.clear_away(now));
+        }));
     }
 }
 

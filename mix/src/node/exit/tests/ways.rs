@@ -205,6 +205,30 @@ async fn mail_that_waits_for_a_server_is_tried_at_once_when_there_is_another_way
     assert_eq!(files(&path.join("new")).len(), 1);
 }
 
+#[tokio::test]
+async fn leftovers_are_cleared_away_at_the_start_and_where_mail_goes_since_a_reload() {
+    let home = tempfile::tempdir().unwrap();
+    let left = |folder: &str| {
+        fs::create_dir_all(home.path().join(folder).join("tmp")).unwrap();
+        let path = home.path().join(folder).join("tmp").join(sha1(&[b"left"]).to_string());
+        let long_ago = SystemTime::now() - Duration::from_secs(4 * 24 * 3600);
+        fs::File::create(&path).unwrap().set_modified(long_ago).unwrap();
+        path
+    };
+    let (first, second) = (left("first"), left("second"));
+    let mut exited = exit_by(to_folder(&home.path().join("first")));
+    let (change, ways) = watch::channel(exited.service.ways.borrow().clone());
+    exited.service.ways = ways;
+    let service = tokio::spawn(exited.service.clone().run());
+    until("the first is gone", || !first.exists()).await;
+    assert!(second.exists());
+    let other = exit_by(to_folder(&home.path().join("second")));
+    change.send_modify(|ways| ways.smtp.clone_from(&other.service.ways.borrow().smtp));
+    until("the second is gone", || !second.exists()).await;
+    exited.service.stop.cancel();
+    service.await.unwrap();
+}
+
 #[test]
 fn way_is_known_by_its_kind_and_its_settings() {
     let ways = || {
