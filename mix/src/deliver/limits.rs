@@ -59,6 +59,14 @@ impl Default for LimitsConfig {
 }
 
 impl LimitsConfig {
+    /// Whether one of them lets more through than before, or sooner.
+    pub fn are_wider_than(&self, before: &Self) -> bool {
+        let all = |it: &Self| [it.per_recipient, it.per_domain, it.in_all];
+        all(self).into_iter().zip(all(before)).any(|(now, before)| {
+            before.mails > 0 && (now.mails == 0 || now.mails > before.mails || now.per < before.per)
+        })
+    }
+
     /// That for one mailbox, alone.
     pub fn of_a_recipient(&self) -> Self {
         Self { per_recipient: self.per_recipient, ..Self::none() }
@@ -74,13 +82,33 @@ impl LimitsConfig {
 /// What has been let through of late. `Debug` shows a number alone.
 pub struct Limits {
     key: Secret<[u8; DIGEST_LEN]>,
-    /// When each will be full again.
-    full_at: BTreeMap<Digest, SystemTime>,
+    buckets: BTreeMap<Digest, Bucket>,
+}
+
+/// What one has had.
+#[derive(Clone, Copy)]
+struct Bucket {
+    /// When it will be full again.
+    full_at: SystemTime,
+    /// What one mail takes to fill up.
+    share: Duration,
+}
+
+impl Bucket {
+    /// How long it takes to be full again where a mail takes `share`, after a change of the settings too.
+    fn left(&self, share: Duration, now: SystemTime) -> Duration {
+        let left = self.full_at.duration_since(now).unwrap_or_default();
+        if share == self.share || self.share.is_zero() {
+            return left;
+        }
+        let mails = left.as_secs_f64() / self.share.as_secs_f64();
+        Duration::try_from_secs_f64(mails * share.as_secs_f64()).unwrap_or(left)
+    }
 }
 
 /// A mail that was let through.
 #[derive(Clone)]
-pub struct Place([Option<(Digest, Duration)>; 3]);
+pub struct Place([Option<Digest>; 3]);
 
 /// Over a limit: the mail must wait for so long at least.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +119,7 @@ impl Limits {
     pub fn new(rng: &mut impl rand::CryptoRng) -> Self {
         let mut key = Secret::new([0; DIGEST_LEN]);
         rng.fill_bytes(key.expose_mut());
-        Self { key, full_at: BTreeMap::new() }
+        Self { key, buckets: BTreeMap::new() }
     }
 
     /// Lets a mail to this mailbox through, and counts it.
@@ -113,24 +141,25 @@ impl Limits {
             }
             let share = limit.per / limit.mails;
             // What was counted by another limit, before the settings changed, is no more than this one is all over.
-            let full_at = self.full_at.get(&bucket).copied().unwrap_or(now).clamp(now, now + limit.per) + share;
+            let left = self.buckets.get(&bucket).map_or(Duration::ZERO, |it| it.left(share, now)).min(limit.per);
+            let full_at = now + left + share;
             wait = wait.max(full_at.duration_since(now + limit.per).unwrap_or_default());
             *slot = Some((bucket, share, full_at));
         }
         if !wait.is_zero() {
             return Err(OverLimit(wait));
         }
-        for (bucket, _, full_at) in after.into_iter().flatten() {
-            self.set(bucket, full_at, now);
+        for (bucket, share, full_at) in after.into_iter().flatten() {
+            self.set(bucket, Bucket { full_at, share }, now);
         }
-        Ok(Place(after.map(|bucket| bucket.map(|(bucket, share, _)| (bucket, share)))))
+        Ok(Place(after.map(|bucket| bucket.map(|(bucket, ..)| bucket))))
     }
 
     /// The mail was not delivered after all: others have its place.
     pub fn give_back(&mut self, place: &Place) {
-        for (bucket, share) in place.0.iter().flatten() {
-            if let Some(full_at) = self.full_at.get_mut(bucket) {
-                *full_at = full_at.checked_sub(*share).unwrap_or(SystemTime::UNIX_EPOCH);
+        for bucket in place.0.iter().flatten() {
+            if let Some(it) = self.buckets.get_mut(bucket) {
+                it.full_at = it.full_at.checked_sub(it.share).unwrap_or(SystemTime::UNIX_EPOCH);
             }
         }
     }
@@ -139,22 +168,22 @@ impl Limits {
         sha1(&[self.key.expose(), kind, text.as_bytes()])
     }
 
-    fn set(&mut self, bucket: Digest, full_at: SystemTime, now: SystemTime) {
-        if self.full_at.len() >= MAX_BUCKETS && !self.full_at.contains_key(&bucket) {
-            self.full_at.retain(|_, full_at| *full_at > now);
-            if self.full_at.len() >= MAX_BUCKETS
-                && let Some(nearest) = self.full_at.iter().min_by_key(|(_, full_at)| **full_at).map(|(key, _)| *key)
+    fn set(&mut self, digest: Digest, bucket: Bucket, now: SystemTime) {
+        if self.buckets.len() >= MAX_BUCKETS && !self.buckets.contains_key(&digest) {
+            self.buckets.retain(|_, it| it.full_at > now);
+            if self.buckets.len() >= MAX_BUCKETS
+                && let Some(nearest) = self.buckets.iter().min_by_key(|(_, it)| it.full_at).map(|(key, _)| *key)
             {
-                self.full_at.remove(&nearest);
+                self.buckets.remove(&nearest);
             }
         }
-        self.full_at.insert(bucket, full_at);
+        self.buckets.insert(digest, bucket);
     }
 }
 
 impl fmt::Debug for Limits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Limits({} buckets)", self.full_at.len())
+        write!(f, "Limits({} buckets)", self.buckets.len())
     }
 }
 
@@ -278,11 +307,44 @@ mod tests {
     }
 
     #[test]
+    fn limit_that_is_raised_lets_through_what_it_would_have_let_through_all_along() {
+        let config = |mails| LimitsConfig { per_recipient: an_hour(mails), ..LimitsConfig::none() };
+        let mut limits = limits();
+        passes(&mut limits, &config(2), "bob@x.y", NOON).unwrap();
+        let place = limits.take(&config(2), &mailbox("bob@x.y"), NOON).unwrap();
+        assert!(passes(&mut limits, &config(2), "bob@x.y", NOON).is_err());
+        let passed = (0..10).filter(|_| passes(&mut limits, &config(5), "bob@x.y", NOON).is_ok()).count();
+        assert_eq!(passed, 3, "two of five had gone");
+        limits.give_back(&place);
+        let passed = (0..10).filter(|_| passes(&mut limits, &config(5), "bob@x.y", NOON).is_ok()).count();
+        assert_eq!(passed, 1, "a place is one of five now");
+    }
+
+    #[test]
+    fn limits_are_wider_when_one_of_them_lets_more_through_or_sooner() {
+        let of = |mails, hours: u32| LimitsConfig {
+            per_domain: MailLimit { mails, per: hours * HOUR },
+            ..LimitsConfig::none()
+        };
+        for (now, before, wider) in [
+            (of(3, 1), of(2, 1), true),
+            (of(2, 1), of(2, 2), true),
+            (of(0, 1), of(2, 1), true),
+            (of(2, 1), of(2, 1), false),
+            (of(1, 1), of(2, 1), false),
+            (of(2, 2), of(2, 1), false),
+            (of(5, 1), of(0, 1), false),
+        ] {
+            assert_eq!(now.are_wider_than(&before), wider, "{now:?} {before:?}");
+        }
+    }
+
+    #[test]
     fn two_processes_keep_different_digests_and_none_keeps_an_address() {
         let digests = |seed| {
             let mut limits = Limits::new(&mut StdRng::seed_from_u64(seed));
             passes(&mut limits, &LimitsConfig::default(), "bob@x.y", NOON).unwrap();
-            limits.full_at.into_keys().collect::<Vec<_>>()
+            limits.buckets.into_keys().collect::<Vec<_>>()
         };
         assert_eq!(digests(1).len(), 3);
         assert!(digests(1).iter().all(|digest| !digests(2).contains(digest)));

@@ -60,6 +60,7 @@ use crate::store::{Db, Tx};
 
 mod destinations;
 mod mailbox;
+mod over_limit;
 mod proof;
 mod reassembly;
 mod under_way;
@@ -67,6 +68,7 @@ mod way;
 
 pub(super) use destinations::{Domains, MailServer};
 pub(super) use mailbox::{Elsewhere, MboxWay};
+pub(super) use over_limit::OverLimits;
 pub use proof::MailDelivery;
 pub(super) use proof::{Prover, Standing};
 use under_way::UnderWay;
@@ -223,6 +225,8 @@ pub(super) struct ExitService {
     pub(super) domains: Arc<Mutex<Domains>>,
     /// Who has had how many mails. A reload forgets none of it.
     pub(super) limits: Arc<Mutex<Limits>>,
+    /// What waits for them.
+    pub(super) over_limits: OverLimits,
     /// Whoever drops by hand has this to the end of it, and so has who makes a delivery several: of what is dropped no copies
     /// stay.
     pub(super) dropping: Arc<Dropping>,
@@ -286,6 +290,7 @@ impl ExitService {
         let mut expiry = tokio::time::interval(EXPIRY);
         let mut clock = Steadiness::new(self.world.now());
         let (mut known, mut users) = (self.ways.borrow().of_mail(), None);
+        let mut limits = self.ways.borrow().limits();
         let mut under_way = UnderWay::default();
         while !self.stop.is_cancelled() {
             if lane == Lane::House && self.some_ready.swap(false, Ordering::Relaxed) {
@@ -294,6 +299,7 @@ impl ExitService {
             if lane == Lane::Mail {
                 self.look_at_the_server(&mut known).await;
                 self.look_at_the_users(&mut users, &under_way).await;
+                self.look_at_the_limits(&mut limits).await;
             }
             if under_way.begin(self, lane).await {
                 continue;
@@ -417,6 +423,7 @@ impl ExitService {
     async fn deliver(&self, item: ExitItem) {
         let id = item.id;
         let failures = item.attempts.saturating_add(1);
+        self.over_limits.remove(id);
         let verdict = match item.exit_type {
             RoutingType::FRAGMENT if self.ways.borrow().fragments.enabled => return self.fragment(item).await,
             RoutingType::FRAGMENT => self.without_a_way(RoutingType::FRAGMENT).await,
@@ -434,6 +441,9 @@ impl ExitService {
             // By the schedule too: else all that waits for one place would spend a try on it.
             Verdict::NotYet(least) => {
                 let wait = self.ways.borrow().smtp_retry.wait_after(failures);
+                if wait.is_some() {
+                    self.over_limits.insert(id);
+                }
                 self.put_off(id, wait.map(|wait| wait.max(least))).await;
             }
             Verdict::Away(schedule, until) => {

@@ -18,7 +18,7 @@ use super::control::{Inner, NodeControl};
 use super::counters::Counters;
 use super::describe::Descriptors;
 use super::dummies::Dummies;
-use super::exit::{Domains, ExitService, MessageIds, Prover};
+use super::exit::{Domains, ExitService, MessageIds, OverLimits, Prover};
 use super::incoming::{self, Incoming, PacketKeys, Worker};
 use super::keys::{InvalidKeys, KeyError, KeyPlan, Keyring};
 use super::link;
@@ -475,6 +475,7 @@ impl Crew<'_> {
             server: Arc::default(),
             domains: Arc::new(Mutex::new(Domains::new(&mut self.world.dice()))),
             limits: Arc::new(Mutex::new(Limits::new(&mut self.world.dice()))),
+            over_limits: OverLimits::default(),
             dropping: Arc::default(),
             being_tried: Arc::default(),
             some_ready: Arc::new(true.into()),

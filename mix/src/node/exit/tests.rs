@@ -81,6 +81,7 @@ fn exit() -> Exited {
         server: Arc::default(),
         domains: Arc::new(Mutex::new(Domains::new(&mut World::real().dice()))),
         limits: Arc::new(Mutex::new(Limits::new(&mut World::real().dice()))),
+        over_limits: OverLimits::default(),
         dropping: Arc::default(),
         being_tried: Arc::default(),
         some_ready: Arc::default(),

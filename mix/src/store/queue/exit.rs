@@ -226,6 +226,16 @@ pub fn try_now(tx: &Tx<'_>, which: Which, now: SystemTime) -> Result<(), StoreEr
     tx.execute(bring, params![exit_type, seconds(now), with_mail, is_so]).map(drop)
 }
 
+/// Makes these due at `now`, held or not. The attempts that they have had stay counted.
+///
+/// # Errors
+/// What the database says.
+pub fn bring_to(tx: &Tx<'_>, ids: &[ExitId], now: SystemTime) -> Result<(), StoreError> {
+    let bring = "UPDATE exit SET next_attempt = ?2
+        WHERE id IN (SELECT value FROM json_each(?1)) AND next_attempt > ?2";
+    tx.execute(bring, params![as_json(ids), seconds(now)]).map(drop)
+}
+
 /// How many deliveries wait, held or not.
 ///
 /// # Errors

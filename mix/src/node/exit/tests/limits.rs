@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::deliver::limits::MailLimit;
+use crate::deliver::maildir::{Maildir, MaildirConfig};
 
 #[tokio::test]
 async fn mail_for_whoever_is_refused_is_dropped_before_any_server_is_called_and_other_mail_is_not() {
@@ -48,6 +49,39 @@ async fn mail_over_a_limit_waits_and_passes_when_its_time_has_come() {
     exited.service.deliver_all(due).await;
     let counts = exited.service.counters.snapshot();
     assert_eq!((counts.delivered, counts.limited, counts.undeliverable), (4, 1, 0));
+}
+
+#[tokio::test]
+async fn mail_that_waits_for_a_limit_is_tried_at_once_when_that_is_raised_and_other_mail_is_not() {
+    let home = tempfile::tempdir().unwrap();
+    let maildir = Maildir::new(&MaildirConfig { path: Some(home.path().join("mail")) }).unwrap();
+    let (hour, mut exited) = (Duration::from_secs(3600), exit());
+    let retry = RetrySchedule::new(vec![RetryStep { every: hour, during: 3 * hour }]);
+    // The same way each time: another would have all mail tried at once.
+    let ways = |mails| {
+        let limits = LimitsConfig { per_recipient: MailLimit { mails, per: hour }, ..LimitsConfig::none() };
+        let out = WayOut::Maildir(maildir.clone());
+        let way = SmtpWay { out, limits, retry: retry.clone(), ..smtp_way(1000, 0) };
+        Ways { smtp: Some(Arc::new(way)), smtp_retry: retry.clone(), ..exit().service.ways.borrow().clone() }
+    };
+    let (change, receiver) = watch::channel(ways(2));
+    exited.service.ways = receiver;
+    for to in ["bob@example.org", "bob@example.org", "bob@example.org", "ann@example.org"] {
+        exited.queue(RoutingType::SMTP, to, b"\ntext");
+    }
+    let (ann, later) = (exited.due()[3].id, SystemTime::now() + hour);
+    exited.service.db.write(move |tx| queue::postpone(tx, ann, later)).unwrap();
+    let service = tokio::spawn(exited.service.clone().run());
+    let counts = || exited.service.counters.snapshot();
+    until("two wait", || (counts().delivered, exited.attempts()) == (2, vec![1, 1])).await;
+    change.send_replace(ways(1));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!((counts().delivered, counts().limited), (2, 1), "nothing is tried for a limit that is lowered");
+    change.send_replace(ways(3));
+    until("mail for bob", || counts().delivered == 3).await;
+    exited.service.stop.cancel();
+    service.await.unwrap();
+    assert_eq!(exited.attempts(), [1], "ann waits as before");
 }
 
 #[tokio::test]
