@@ -230,6 +230,8 @@ pub(super) struct ExitService {
     /// Whoever drops by hand has this to the end of it, and so has who makes a delivery several: of what is dropped no copies
     /// stay.
     pub(super) dropping: Arc<Dropping>,
+    /// What is under way, in either lane.
+    pub(super) under_way: Arc<Mutex<BTreeSet<ExitId>>>,
     /// What a destination has been asked to take, and nobody knows yet whether it did.
     pub(super) being_tried: Arc<Mutex<BTreeSet<ExitId>>>,
     /// Whether there may be messages of which enough fragments are here; true at the start.
@@ -298,7 +300,7 @@ impl ExitService {
             }
             if lane == Lane::Mail {
                 self.look_at_the_server(&mut known).await;
-                self.look_at_the_users(&mut users, &under_way).await;
+                self.look_at_the_users(&mut users).await;
                 self.look_at_the_limits(&mut limits).await;
             }
             if under_way.begin(self, lane).await {
@@ -424,6 +426,7 @@ impl ExitService {
         let id = item.id;
         let failures = item.attempts.saturating_add(1);
         self.over_limits.remove(id);
+        let user = item.by_mail.then(|| (self.ways.borrow().mbox.clone(), item.address.clone()));
         let verdict = match item.exit_type {
             RoutingType::FRAGMENT if self.ways.borrow().fragments.enabled => return self.fragment(item).await,
             RoutingType::FRAGMENT => self.without_a_way(RoutingType::FRAGMENT).await,
@@ -456,6 +459,7 @@ impl ExitService {
             Verdict::Untried => {}
         }
         self.being_tried().remove(&id);
+        self.has_ended(id, user).await;
     }
 
     /// Leaves it for so long, or gives it up when its time is over.
@@ -543,6 +547,10 @@ impl ExitService {
     /// What becomes of mail while its destination is away.
     fn waits(&self, domain: Option<&str>) -> Option<Verdict> {
         self.at(domain, |server| server.waits(self.even.now())).map(|until| not_called(domain, until))
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, BTreeSet<ExitId>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn being_tried(&self) -> MutexGuard<'_, BTreeSet<ExitId>> {

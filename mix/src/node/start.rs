@@ -477,6 +477,7 @@ impl Crew<'_> {
             limits: Arc::new(Mutex::new(Limits::new(&mut self.world.dice()))),
             over_limits: OverLimits::default(),
             dropping: Arc::default(),
+            under_way: Arc::default(),
             being_tried: Arc::default(),
             some_ready: Arc::new(true.into()),
         };

@@ -12,7 +12,6 @@ use std::time::SystemTime;
 use tokio::task::spawn_blocking;
 use tracing::{error, warn};
 
-use super::under_way::UnderWay;
 use super::{ExitService, RetrySchedule, SmtpWay, Verdict, arrival, delivery_key, durable, failed, write_mail};
 use crate::deliver::maildir::dressed;
 use crate::deliver::mbox::{AddressTable, Destination, Folder, LocalMailboxes, NotDelivered};
@@ -83,7 +82,9 @@ impl MboxWay {
 
     /// Whether a user has his mail elsewhere than by `before`; without that, than where some of it was found to leave
     /// `by_mail`.
-    fn has_moved(&self, before: Option<&Self>, name: &str, by_mail: bool) -> bool {
+    fn has_moved(&self, before: Option<&Self>, name: &[u8], by_mail: bool) -> bool {
+        // Whoever is called otherwise is nobody.
+        let Ok(name) = std::str::from_utf8(name) else { return false };
         let there = |way: &Self| way.find(name).map(|(_, destination)| destination.clone());
         match (there(self), before.map(there)) {
             (Some(Destination::Mail(to)), Some(Some(Destination::Mail(before)))) => to != before,
@@ -126,8 +127,8 @@ impl ExitService {
     }
 
     /// Users who have their mail elsewhere than by the way that was `known` get there what waits for them, and at once: it
-    /// waits for what they had before. What is `under_way` is tried there to its end.
-    pub(super) async fn look_at_the_users(&self, known: &mut Option<Arc<MboxWay>>, under_way: &UnderWay) {
+    /// waits for what they had before. What is under way looks for itself at its end.
+    pub(super) async fn look_at_the_users(&self, known: &mut Option<Arc<MboxWay>>) {
         let Some(way) = self.ways.borrow().mbox.clone() else { return };
         if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, &way)) {
             return;
@@ -137,15 +138,33 @@ impl ExitService {
             Ok(awaiting) => awaiting,
             Err(e) => return error!(error = %e, "the exit queue cannot be read"),
         };
-        let has_moved = |it: &Awaiting| {
-            let name = std::str::from_utf8(&it.name);
-            name.is_ok_and(|name| way.has_moved(before.as_deref(), name, it.by_mail))
+        let has_moved = |it: &Awaiting| way.has_moved(before.as_deref(), &it.name, it.by_mail);
+        self.find_anew(awaiting.into_iter().filter(has_moved).map(|it| it.name).collect()).await;
+    }
+
+    /// A delivery is no longer under way. One that left as e-mail, for a `user` by the way of then, waits for what he had by
+    /// that if he has moved meanwhile.
+    pub(super) async fn has_ended(&self, id: ExitId, user: Option<(Option<Arc<MboxWay>>, Vec<u8>)>) {
+        let way = {
+            let mut under_way = self.under_way();
+            under_way.remove(&id);
+            // In one step: whoever looks at all users by a way that comes later finds this one among those that wait.
+            self.ways.borrow().mbox.clone()
         };
-        let moved: Vec<_> = awaiting.into_iter().filter(has_moved).map(|it| it.name).collect();
+        if let (Some(way), Some((before, name))) = (way, user)
+            && !before.as_ref().is_some_and(|before| Arc::ptr_eq(before, &way))
+            && way.has_moved(before.as_deref(), &name, true)
+        {
+            self.find_anew(vec![name]).await;
+        }
+    }
+
+    async fn find_anew(&self, moved: Vec<Vec<u8>>) {
         if moved.is_empty() {
             return;
         }
-        let (under_way, now) = (under_way.ids(), self.even.now());
+        let under_way: Vec<_> = self.under_way().iter().copied().collect();
+        let now = self.even.now();
         let find_anew =
             move |tx: &Tx<'_>| moved.iter().try_for_each(|name| users::find_anew(tx, name, &under_way, now));
         durable::note(&self.db, &self.stop, find_anew).await;

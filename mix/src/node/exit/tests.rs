@@ -83,6 +83,7 @@ fn exit() -> Exited {
         limits: Arc::new(Mutex::new(Limits::new(&mut World::real().dice()))),
         over_limits: OverLimits::default(),
         dropping: Arc::default(),
+        under_way: Arc::default(),
         being_tried: Arc::default(),
         some_ready: Arc::default(),
     };

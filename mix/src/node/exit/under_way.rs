@@ -52,6 +52,7 @@ impl UnderWay {
         let any = !due.is_empty();
         for item in due {
             let (id, exit) = (item.id, exit.clone());
+            exit.under_way().insert(id);
             let task = self.tasks.spawn(async move { exit.deliver(item).await });
             self.deliveries.insert(task.id(), id);
         }
