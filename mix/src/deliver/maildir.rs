@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::mail::with_line_feeds;
 use crate::crypto::{DIGEST_LEN, Digest, sha1};
 use crate::path::Mailbox;
+use crate::store::db::own_uid;
 
 /// What lies in `tmp` for longer is of a process that was killed, as all programs for Maildirs have it.
 const LEFT_BEHIND: Duration = Duration::from_secs(36 * 3600);
@@ -32,6 +33,16 @@ pub enum InvalidMaildir {
     /// There is no folder to put mail into.
     #[error("path: none is set")]
     NoPath,
+    /// Its owner could put a folder of his in its place.
+    #[error("{} belongs to user {owner}, and this process is user {own}: chown it, or run the node as user {owner}", path.display())]
+    Foreign {
+        /// Which folder.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who the process is.
+        own: u32,
+    },
     /// Others could put a folder of theirs in its place.
     #[error("{} has mode {mode:04o}, which lets others than its owner write: chmod go-w it", path.display())]
     Shared {
@@ -56,6 +67,15 @@ pub enum NotKept {
         /// What the system says.
         source: io::Error,
     },
+}
+
+/// Whether somebody has tried to put a mail into a Maildir before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tried {
+    /// Nobody has.
+    Never,
+    /// He may have died after it.
+    Perhaps,
 }
 
 /// A Maildir.
@@ -84,15 +104,15 @@ impl Maildir {
     }
 
     /// Puts a mail there, as [`dressed`] writes it, and returns when it is on disk. It changes nothing when a mail of this
-    /// name lies there already, read or not.
+    /// name lies there already, read or not, if it may have been `tried`.
     ///
     /// # Errors
     /// [`NotKept`].
-    pub fn keep(&self, name: &Digest, mail: &[u8]) -> Result<(), NotKept> {
+    pub fn keep(&self, name: &Digest, mail: &[u8], tried: Tried) -> Result<(), NotKept> {
         self.prepare()?;
         let name = name.to_string();
         let [tmp, new] = ["tmp", "new"].map(|folder| self.path.join(folder));
-        if let Some(folder) = self.find(&name)? {
+        if let Some(folder) = self.find(&name, tried)? {
             // Whoever put it there may have died before this.
             return sync(&folder);
         }
@@ -128,11 +148,15 @@ impl Maildir {
     }
 
     /// Which folder has the mail of this name. Readers move it from `new` to `cur`, so this is the order to look in; there
-    /// its name goes on with its flags, or with what a server notes of it.
-    fn find(&self, name: &str) -> Result<Option<PathBuf>, NotKept> {
+    /// its name goes on with its flags, or with what a server notes of it, so all of the folder is looked through: it may
+    /// hold all mail of years.
+    fn find(&self, name: &str, tried: Tried) -> Result<Option<PathBuf>, NotKept> {
         let [new, cur] = ["new", "cur"].map(|folder| self.path.join(folder));
         if new.join(name).try_exists().map_err(failed(&new))? {
             return Ok(Some(new));
+        }
+        if tried == Tried::Never {
+            return Ok(None);
         }
         for entry in fs::read_dir(&cur).map_err(failed(&cur))? {
             let entry = entry.map_err(failed(&cur))?;
@@ -175,21 +199,39 @@ fn is_a_name(name: &[u8]) -> bool {
     name.len() == 2 * DIGEST_LEN && name.iter().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Makes the folder unless it is there, and sees to it that its owner alone can write.
+/// That others than the process and the superuser can change what is in a folder.
+fn refuse(path: &Path, mode: u32, owner: u32, own: u32) -> Result<(), InvalidMaildir> {
+    let path = path.to_owned();
+    if owner != own && owner != 0 {
+        // He can put a link in the place of `new` whatever the mode says, and the superuser's process would follow it.
+        return Err(InvalidMaildir::Foreign { path, owner, own });
+    }
+    if mode & 0o022 == 0 { Ok(()) } else { Err(InvalidMaildir::Shared { path, mode }) }
+}
+
+/// Makes the folder unless it is there, and sees to it that its owner alone can write, and is no stranger.
 fn folder(path: &Path) -> Result<(), NotKept> {
     match fs::metadata(path) {
         Ok(found) if !found.is_dir() => Err(failed(path)(ErrorKind::NotADirectory.into())),
-        Ok(found) => {
-            let mode = found.mode() & 0o7777;
-            let shared = || InvalidMaildir::Shared { path: path.to_owned(), mode };
-            if mode & 0o022 == 0 { Ok(()) } else { Err(shared().into()) }
-        }
-        Err(e) if e.kind() == ErrorKind::NotFound => {
-            DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed(path))?;
-            sync(path.parent().filter(|above| *above != Path::new("")).unwrap_or(Path::new(".")))
-        }
+        Ok(found) => refuse(path, found.mode() & 0o7777, found.uid(), own_uid()).map_err(NotKept::from),
+        Err(e) if e.kind() == ErrorKind::NotFound => make(path),
         Err(e) => Err(failed(path)(e)),
     }
+}
+
+/// Makes the folder and what is missing above it, each on disk before the next: else mail could be lost with a folder far
+/// above it.
+fn make(path: &Path) -> Result<(), NotKept> {
+    let above = path.parent().filter(|above| *above != Path::new("")).unwrap_or(Path::new("."));
+    if !above.try_exists().map_err(failed(above))? {
+        make(above)?;
+    }
+    match DirBuilder::new().mode(0o700).create(path) {
+        // Another delivery was faster.
+        Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(failed(path)(e)),
+        _ => {}
+    }
+    sync(above)
 }
 
 fn write(path: &Path, octets: &[u8]) -> io::Result<()> {
@@ -255,7 +297,7 @@ mod tests {
     fn mail_lies_in_new_with_its_envelope_and_is_its_owners_alone() {
         let kept = maildir();
         let (from, to) = (Mailbox::parse("nobody@exit.example").unwrap(), Mailbox::parse("bob@example.org").unwrap());
-        kept.maildir.keep(&name(b"1"), &dressed(&from, &to, MAIL)).unwrap();
+        kept.maildir.keep(&name(b"1"), &dressed(&from, &to, MAIL), Tried::Perhaps).unwrap();
         assert_eq!(kept.count(), [0, 1, 0]);
         let path = kept.path("new").join(name(b"1").to_string());
         let text = fs::read_to_string(&path).unwrap();
@@ -270,10 +312,10 @@ mod tests {
     #[test]
     fn mail_that_lies_there_is_not_delivered_twice_and_another_is() {
         let kept = maildir();
-        kept.maildir.keep(&name(b"1"), MAIL).unwrap();
-        kept.maildir.keep(&name(b"1"), MAIL).unwrap();
+        kept.maildir.keep(&name(b"1"), MAIL, Tried::Perhaps).unwrap();
+        kept.maildir.keep(&name(b"1"), MAIL, Tried::Perhaps).unwrap();
         assert_eq!(kept.count(), [0, 1, 0]);
-        kept.maildir.keep(&name(b"2"), MAIL).unwrap();
+        kept.maildir.keep(&name(b"2"), MAIL, Tried::Perhaps).unwrap();
         assert_eq!(kept.count(), [0, 2, 0]);
     }
 
@@ -281,10 +323,10 @@ mod tests {
     fn mail_that_a_reader_has_moved_and_flagged_is_not_delivered_twice() {
         for flags in ["", ":2,", ":2,RS", ",S=27:2,S"] {
             let kept = maildir();
-            kept.maildir.keep(&name(b"1"), MAIL).unwrap();
+            kept.maildir.keep(&name(b"1"), MAIL, Tried::Perhaps).unwrap();
             let read = kept.path("cur").join(format!("{}{flags}", name(b"1")));
             fs::rename(kept.path("new").join(name(b"1").to_string()), read).unwrap();
-            kept.maildir.keep(&name(b"1"), MAIL).unwrap();
+            kept.maildir.keep(&name(b"1"), MAIL, Tried::Perhaps).unwrap();
             assert_eq!(kept.count(), [0, 0, 1], "{flags}");
         }
     }
@@ -295,7 +337,7 @@ mod tests {
         kept.maildir.prepare().unwrap();
         let half = kept.path("tmp").join(name(b"1").to_string());
         fs::write(&half, b"Subj").unwrap();
-        kept.maildir.keep(&name(b"1"), MAIL).unwrap();
+        kept.maildir.keep(&name(b"1"), MAIL, Tried::Perhaps).unwrap();
         assert_eq!(kept.count(), [0, 1, 0]);
         assert_eq!(fs::read(kept.path("new").join(name(b"1").to_string())).unwrap(), MAIL);
     }
@@ -322,13 +364,58 @@ mod tests {
                 let kept = maildir();
                 kept.maildir.prepare().unwrap();
                 fs::set_permissions(kept.path(shared), Permissions::from_mode(mode)).unwrap();
-                let refused = kept.maildir.keep(&name(b"1"), MAIL).unwrap_err();
+                let refused = kept.maildir.keep(&name(b"1"), MAIL, Tried::Perhaps).unwrap_err();
                 let is_it = matches!(&refused, NotKept::Invalid(InvalidMaildir::Shared { path, mode: found })
                     if *path == kept.path(shared) && *found == mode);
                 assert!(is_it, "{shared}: {refused:?}");
                 assert_eq!(kept.count(), [0, 0, 0]);
             }
         }
+    }
+
+    #[test]
+    fn folder_of_another_user_is_refused_by_name() {
+        let path = Path::new("/var/mail/eve");
+        for (owner, own, refused) in [(7, 7, false), (0, 7, false), (0, 0, false), (7, 0, true), (7, 8, true)] {
+            let said = refuse(path, 0o700, owner, own);
+            let is_it =
+                matches!(&said, Err(InvalidMaildir::Foreign { path: it, owner: of, .. }) if it == path && *of == owner);
+            assert_eq!((is_it, said.is_err()), (refused, refused), "{owner} {own}: {said:?}");
+        }
+    }
+
+    #[test]
+    fn superuser_puts_no_mail_into_the_folder_of_another_user() {
+        let kept = maildir();
+        kept.maildir.prepare().unwrap();
+        // Who may do no such thing has no such folder.
+        if std::os::unix::fs::chown(kept.path("new"), Some(own_uid() + 1), None).is_ok() {
+            let refused = kept.maildir.keep(&name(b"1"), MAIL, Tried::Perhaps).unwrap_err();
+            assert!(matches!(refused, NotKept::Invalid(InvalidMaildir::Foreign { .. })), "{refused:?}");
+            assert_eq!(kept.count(), [0, 0, 0]);
+        }
+    }
+
+    #[test]
+    fn folders_above_are_made_too_for_their_owner_alone() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("a/b/mail");
+        Maildir::new(&MaildirConfig { path: Some(path.clone()) }).unwrap().prepare().unwrap();
+        for folder in ["a", "a/b", "a/b/mail", "a/b/mail/cur"] {
+            assert_eq!(fs::metadata(home.path().join(folder)).unwrap().mode() & 0o777, 0o700, "{folder}");
+        }
+    }
+
+    #[test]
+    fn read_mail_is_looked_through_for_what_may_have_been_tried_and_for_no_other() {
+        let kept = maildir();
+        kept.maildir.prepare().unwrap();
+        let read = |folder: &str| fs::write(kept.path(folder).join(name(b"1").to_string()), MAIL).unwrap();
+        read("cur");
+        kept.maildir.keep(&name(b"1"), MAIL, Tried::Perhaps).unwrap();
+        assert_eq!(kept.count(), [0, 0, 1]);
+        kept.maildir.keep(&name(b"1"), MAIL, Tried::Never).unwrap();
+        assert_eq!(kept.count(), [0, 1, 1], "nobody looked");
     }
 
     #[test]
@@ -345,14 +432,14 @@ mod tests {
         // Not even the superuser writes through a file.
         fs::remove_dir(kept.path("new")).unwrap();
         fs::write(kept.path("new"), b"").unwrap();
-        let refused = kept.maildir.keep(&name(b"1"), MAIL).unwrap_err();
+        let refused = kept.maildir.keep(&name(b"1"), MAIL, Tried::Perhaps).unwrap_err();
         let is_it = matches!(&refused, NotKept::File { path, source }
             if *path == kept.path("new") && source.kind() == ErrorKind::NotADirectory);
         assert!(is_it, "{refused:?}");
         assert!(!refused.to_string().contains(&name(b"1").to_string()), "{refused}");
         assert_eq!(kept.names("tmp"), Vec::<String>::new());
         fs::remove_file(kept.path("new")).unwrap();
-        kept.maildir.keep(&name(b"1"), MAIL).unwrap();
+        kept.maildir.keep(&name(b"1"), MAIL, Tried::Perhaps).unwrap();
     }
 
     #[test]
@@ -385,10 +472,10 @@ mod tests {
         // A folder of its name hinders the unfinished file, as a full disk would.
         let hindrance = kept.path("tmp").join(name(b"1").to_string());
         fs::create_dir(&hindrance).unwrap();
-        let refused = kept.maildir.keep(&name(b"1"), MAIL).unwrap_err();
+        let refused = kept.maildir.keep(&name(b"1"), MAIL, Tried::Perhaps).unwrap_err();
         assert!(matches!(&refused, NotKept::File { path, .. } if *path == kept.path("tmp")), "{refused:?}");
         fs::remove_dir(hindrance).unwrap();
-        kept.maildir.keep(&name(b"1"), MAIL).unwrap();
+        kept.maildir.keep(&name(b"1"), MAIL, Tried::Perhaps).unwrap();
         assert_eq!(kept.count(), [0, 1, 0]);
     }
 }

@@ -21,7 +21,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use rand::CryptoRng;
@@ -41,6 +41,7 @@ use crate::crypto::{CounterRng, DIGEST_LEN, Digest, Keyset, sha1};
 use crate::deliver::dkim::Signer;
 use crate::deliver::limits::{Limits, LimitsConfig, OverLimit, Place};
 use crate::deliver::mail::{Content, Heading, MailWriter, as_text};
+use crate::deliver::maildir::Tried;
 use crate::deliver::opt_out::normalised;
 use crate::deliver::refusals::Refusals;
 use crate::packet::RoutingType;
@@ -55,7 +56,7 @@ use crate::store::inbox::Arrival;
 use crate::store::opt_outs;
 use crate::store::queue::exit::Which;
 use crate::store::queue::{ExitContent as Queued, ExitId, ExitItem};
-use crate::store::queue::{apart, exit as queue, left};
+use crate::store::queue::{apart, exit as queue, hand, left};
 use crate::store::{Db, Tx};
 
 mod destinations;
@@ -232,6 +233,8 @@ pub(super) struct ExitService {
     pub(super) dropping: Arc<Dropping>,
     /// What is under way, in either lane.
     pub(super) under_way: Arc<Mutex<BTreeSet<ExitId>>>,
+    /// The last delivery that waited at the start, once that is known.
+    pub(super) earlier: Arc<OnceLock<ExitId>>,
     /// What a destination has been asked to take, and nobody knows yet whether it did.
     pub(super) being_tried: Arc<Mutex<BTreeSet<ExitId>>>,
     /// Whether there may be messages of which enough fragments are here; true at the start.
@@ -372,8 +375,11 @@ impl ExitService {
         self.clear_away();
         let ways = self.ways.borrow().clone();
         let latest = self.even.now() + ways.longest_wait();
+        let earlier = Arc::clone(&self.earlier);
         let look = move |tx: &Tx<'_>| {
             left::bring_forward(tx, latest)?;
+            // What comes from now on has been tried by no process that died.
+            let _ = earlier.set(hand::last(tx)?.unwrap_or(ExitId(0)));
             Ok((left::waits(tx, RoutingType::SMTP)?, left::waits(tx, RoutingType::MBOX)?))
         };
         match durable::write(&self.db, look).await {
@@ -553,6 +559,13 @@ impl ExitService {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether whoever takes mail may have this one. Its tries are counted when they have ended, and not in a process that
+    /// died.
+    fn was_tried(&self, item: &ExitItem) -> Tried {
+        let is_of_an_earlier_run = self.earlier.get().is_none_or(|last| item.id <= *last);
+        if item.attempts > 0 || is_of_an_earlier_run { Tried::Perhaps } else { Tried::Never }
+    }
+
     fn being_tried(&self) -> MutexGuard<'_, BTreeSet<ExitId>> {
         self.being_tried.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -569,6 +582,7 @@ impl ExitService {
         item: ExitItem,
     ) -> (Verdict, bool) {
         let (writer, recipient, now, id) = (Arc::clone(&way), to.clone(), self.world.now(), item.id);
+        let tried = self.was_tried(&item);
         // A message is inflated, parsed and signed in memory.
         let pen = PENS.acquire().await;
         let written = spawn_blocking(move || {
@@ -601,7 +615,7 @@ impl ExitService {
             Ok(looks) => looks,
             Err(until) => return (not_called(domain, until), false),
         };
-        let letter = Letter { from: way.writer.return_address(), to: &to, mail: &mail, name };
+        let letter = Letter { from: way.writer.return_address(), to: &to, mail: &mail, name, tried };
         let outcome = way.out.hand_over(&letter, self.world.dice(), &self.stop).await;
         let schedule = way.retry.clone();
         match outcome {

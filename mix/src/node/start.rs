@@ -476,6 +476,7 @@ impl Crew<'_> {
             domains: Arc::new(Mutex::new(Domains::new(&mut self.world.dice()))),
             limits: Arc::new(Mutex::new(Limits::new(&mut self.world.dice()))),
             over_limits: OverLimits::default(),
+            earlier: Arc::default(),
             dropping: Arc::default(),
             under_way: Arc::default(),
             being_tried: Arc::default(),

@@ -201,13 +201,13 @@ impl ExitService {
         item: ExitItem,
         told: Option<&Mutex<HashSet<usize>>>,
     ) -> Verdict {
-        let (now, writer) = (self.world.now(), Arc::clone(&mail));
+        let (now, writer, tried) = (self.world.now(), Arc::clone(&mail), self.was_tried(&item));
         let kept = spawn_blocking(move || {
             let key = delivery_key(&item);
             let mut dice = writer.message_ids.dice(&key);
             let text = write_mail(&writer, &to, item.content, now, &mut dice)?;
             let text = dressed(writer.writer.return_address(), &to, &text);
-            Some(maildir.keep(&writer.message_ids.file_name(&key), &text))
+            Some(maildir.keep(&writer.message_ids.file_name(&key), &text, tried))
         });
         let told = || told.map(|told| told.lock().unwrap_or_else(PoisonError::into_inner));
         match kept.await {

@@ -82,6 +82,7 @@ fn exit() -> Exited {
         domains: Arc::new(Mutex::new(Domains::new(&mut World::real().dice()))),
         limits: Arc::new(Mutex::new(Limits::new(&mut World::real().dice()))),
         over_limits: OverLimits::default(),
+        earlier: Arc::default(),
         dropping: Arc::default(),
         under_way: Arc::default(),
         being_tried: Arc::default(),

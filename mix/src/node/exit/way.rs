@@ -10,7 +10,7 @@ use tracing::{debug, error};
 
 use super::{ExitService, GRACE};
 use crate::crypto::Digest;
-use crate::deliver::maildir::{Maildir, dressed};
+use crate::deliver::maildir::{Maildir, Tried, dressed};
 use crate::deliver::mx::{MxExit, NotOffered};
 use crate::deliver::sendmail::{NotSent, Sendmail};
 use crate::deliver::smtp::{Conversation, DeliverError, SmtpExit, Trouble};
@@ -104,6 +104,8 @@ pub(super) struct Letter<'a> {
     pub(super) mail: &'a [u8],
     /// The same at each try at one delivery, and at no other.
     pub(super) name: Digest,
+    /// Whether there may have been one, of this process or another.
+    pub(super) tried: Tried,
 }
 
 /// Why a mail was not taken.
@@ -248,8 +250,8 @@ impl WayOut {
             }
             Self::Maildir(maildir) => {
                 let mail = dressed(letter.from, letter.to, letter.mail);
-                let (maildir, name) = (maildir.clone(), letter.name);
-                let kept = within_grace(stop, spawn_blocking(move || maildir.keep(&name, &mail))).await?;
+                let (maildir, name, tried) = (maildir.clone(), letter.name, letter.tried);
+                let kept = within_grace(stop, spawn_blocking(move || maildir.keep(&name, &mail, tried))).await?;
                 Some(match kept {
                     Ok(kept) => kept.map_err(|why| NotTaken::Away(Some(why.into()))),
                     Err(e) => {

@@ -111,6 +111,22 @@ async fn death_between_the_delivery_and_its_note_makes_no_second_mail() {
 }
 
 #[tokio::test]
+async fn what_came_since_the_start_and_was_not_tried_is_known_to_lie_in_no_maildir() {
+    let home = tempfile::tempdir().unwrap();
+    let exited = exit_by(to_folder(&home.path().join("mail")));
+    exited.mail();
+    let tried = || exited.due().iter().map(|item| exited.service.was_tried(item)).collect::<Vec<_>>();
+    assert_eq!(tried(), [Tried::Perhaps], "nobody has looked yet");
+    exited.service.begin().await;
+    exited.mail();
+    assert_eq!(tried(), [Tried::Perhaps, Tried::Never], "the first may be of a process that died");
+    let last = exited.due()[1].id;
+    exited.service.db.write(move |tx| queue::postpone(tx, last, SystemTime::UNIX_EPOCH)).unwrap();
+    exited.mail();
+    assert_eq!(tried(), [Tried::Perhaps, Tried::Perhaps, Tried::Never]);
+}
+
+#[tokio::test]
 async fn same_text_sent_twice_is_two_files_whose_names_tell_nothing() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("mail");
