@@ -16,6 +16,7 @@ use rustix::fs::{Access, MemfdFlags, access, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, waitid};
 use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
@@ -115,6 +116,7 @@ impl Sendmail {
     /// # Errors
     /// [`NotSent`]. After [`NotSent::TimedOut`] the program may have taken the mail all the same.
     pub async fn hand_over(&self, from: &Mailbox, to: &Mailbox, mail: &[u8]) -> Result<(), NotSent> {
+        children_end_with_a_status().map_err(|source| self.not_started(source))?;
         let stdin = in_memory(&with_line_feeds(mail)).map_err(|source| self.not_started(source))?;
         let child = self.command(from, to, stdin).spawn().map_err(|source| self.not_started(source))?;
         let (_guard, ended) = guarded(child);
@@ -164,6 +166,12 @@ impl Sendmail {
         command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         command
     }
+}
+
+/// Whoever starts a process may have it ignore the ends of its children, and the system then keeps no exit status of them.
+/// A handler takes the place of that, for the whole process and until its end, whoever listens to it.
+fn children_end_with_a_status() -> io::Result<()> {
+    signal(SignalKind::child()).map(drop)
 }
 
 /// Whether the file can be run by this process.
@@ -289,6 +297,33 @@ mod tests {
         }
         let killed = program("kill -9 $$", PATIENCE).take(MAIL).await.unwrap_err();
         assert!(matches!(killed, NotSent::NotNow { status: None }), "{killed:?}");
+    }
+
+    #[test]
+    fn exit_status_is_known_though_whoever_started_the_process_ignores_those_of_children() {
+        // The test above, once more, in a process that is started so.
+        let test = "deliver::sendmail::tests::exit_status_says_whether_it_is_tried_again";
+        let itself = std::env::current_exe().unwrap();
+        let again =
+            Command::new("env").arg("--ignore-signal=CHLD").arg(itself).args(["--exact", test]).output().unwrap();
+        let said = String::from_utf8_lossy(&again.stdout);
+        assert!(again.status.success() && said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    fn recipient_that_looks_like_an_option_stands_behind_the_end_of_the_options() {
+        let sendmail = Sendmail::new(&SendmailConfig::default()).unwrap();
+        let from = Mailbox::parse("nobody@exit.example").unwrap();
+        for to in ["-bs@example.org", "-C/etc/passwd@example.org", "--@example.org", "-X@example.org"] {
+            let to = Mailbox::parse(to).unwrap();
+            let command = sendmail.command(&from, &to, in_memory(b"").unwrap());
+            let arguments: Vec<_> = command.get_args().collect();
+            assert_eq!(arguments, ["-i", "-f", "nobody@exit.example", "--", to.as_str()]);
+        }
+        // The return address is the operator's own, and what an option takes is no option.
+        let from = Mailbox::parse("-bs@exit.example").unwrap();
+        let command = sendmail.command(&from, &from, in_memory(b"").unwrap());
+        assert_eq!(command.get_args().nth(2).unwrap(), "-bs@exit.example");
     }
 
     #[tokio::test]
