@@ -465,9 +465,11 @@ mod tests {
     use crate::crypto::pk::PrivateKey;
     use crate::crypto::stream::{StreamKey, prng};
     use crate::directory::{Delivery, DescriptorFields, DirectoryFields, Policy, Status, Trust, Voter};
+    use crate::node::config::NetworkConfig;
     use crate::packet::HostName;
     use crate::path::valid::CannotDeliver;
     use crate::payload::entity::{File, FileType};
+    use crate::store::{GATEWAY_SCHEMAS, NODE_SCHEMAS};
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
     const KB: u64 = 1024;
@@ -623,6 +625,64 @@ mod tests {
         let with_mime = mix("gamma", &KEYS[1], |fields| fields.smtp.as_mut().unwrap().mime = Some(KB));
         assert_eq!(exit_for(&to, &message, false).check(&with_mime, 1), Ok(()));
         assert_eq!(exit_for(&to, b"SUBJECT:s\n\ntext\n", false).check(&gamma, 1), Ok(()));
+    }
+
+    /// A sender whose mixes are those of this directory.
+    fn sender(home: &std::path::Path, [db, pool]: [&Db; 2], directory: &Directory) -> Arc<Sender> {
+        let file = home.join("directory");
+        std::fs::write(&file, directory.text()).unwrap();
+        let directory_key = KEYS[0].public_key().key_id().to_string();
+        let config = NetworkConfig { directory_key, ..NetworkConfig::default() };
+        let world = World::new(now, || World::real().dice());
+        Arc::new(Sender {
+            db: db.clone(),
+            pool: pool.clone(),
+            network: Network::new(config, file, world.clone()).unwrap(),
+            style: Style::new("gamma,?", "gamma", DAY).unwrap(),
+            reply_to: watch::channel(BTreeMap::new()).1,
+            give_up: DAY,
+            bell: Arc::default(),
+            counters: Counters::default(),
+            world,
+            stop: CancellationToken::new(),
+        })
+    }
+
+    #[tokio::test]
+    async fn mail_with_attachments_whose_last_exit_for_them_has_vanished_waits_until_there_is_one_again() {
+        let home = tempfile::tempdir().unwrap();
+        let db = Db::open(&home.path().join("gateway/gateway.db"), &GATEWAY_SCHEMAS).unwrap();
+        let node = Db::open(&home.path().join("node/node.db"), &NODE_SCHEMAS).unwrap();
+        let stores = [&db, &node];
+        let (routing_type, info) = ExitAddress::parse("bob@example.org").unwrap().routing();
+        let file = vec![File::new(FileType::OCTETS, b"octets".to_vec())];
+        let message = Entity::new("text\n".to_owned(), file).unwrap().message(MessageHeaders::default()).unwrap();
+        let mail = Mail {
+            identity: "me".to_owned(),
+            exit: outbox::OutboxExit { routing_type, info, via: None },
+            message: message.into(),
+            reply_blocks: 0,
+            message_id: None,
+            accepted: now(),
+        };
+        db.write(move |tx| outbox::push(tx, &[mail])).unwrap();
+        let with_mime = |fields: &mut DescriptorFields| fields.smtp.as_mut().unwrap().mime = Some(128 * KB);
+        let gamma = || mix("gamma", &KEYS[1], |_| {});
+        let waiting = || db.read(|view| Ok((outbox::counts(view)?.mails, outbox::next_due(view)?))).unwrap();
+
+        let without = sender(home.path(), stores, &directory_of(vec![gamma(), mix("delta", &KEYS[2], |_| {})], true));
+        assert!(Sender::pack_next(&without).await.unwrap());
+        assert!(!Sender::pack_next(&without).await.unwrap(), "not again at once");
+        assert_eq!(waiting(), (1, Some(now() + PAUSE.0)), "it is neither sent without them nor dropped");
+        let counts = without.counters.snapshot();
+        assert_eq!((counts.packed, counts.unsendable), (0, 1));
+        let told = "SELECT 1 FROM outbox WHERE why LIKE '%can deliver the message%'";
+        assert!(db.read(|view| view.exists(told, &[])).unwrap(), "the user is told why");
+
+        let again = sender(home.path(), stores, &directory_of(vec![gamma(), mix("delta", &KEYS[2], with_mime)], true));
+        again.retry_now().await;
+        assert!(Sender::pack_next(&again).await.unwrap());
+        assert_eq!((waiting().0, again.counters.snapshot().packed), (0, 1));
     }
 
     #[test]
