@@ -309,6 +309,9 @@ impl ExitService {
             }
         }
         under_way.end().await;
+        if lane == Lane::Mail {
+            self.leave_servers().await;
+        }
     }
 
     /// Whether each domain is a destination of its own there.

@@ -22,6 +22,7 @@ use crate::store::queue::pool::{self, PoolItem};
 mod apart;
 mod hostile;
 mod hostile_fragments;
+mod kept;
 mod mailboxes;
 mod proof;
 mod ways;
