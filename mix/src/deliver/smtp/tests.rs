@@ -19,7 +19,7 @@ mod kept;
 pub(crate) struct Manners {
     /// Answers this instead of the usual to the first command that begins so.
     pub(crate) refuse: Option<(&'static str, &'static str)>,
-    /// Never answers a command that begins so.
+    /// Never answers a command that begins so; at `handshake` it asks for TLS and says nothing more.
     pub(crate) hang_at: Option<&'static str>,
     /// Says its answer to a command that begins so octet by octet, one a minute.
     pub(crate) drips_at: Option<&'static str>,
@@ -112,6 +112,9 @@ async fn converse(stream: TcpStream, mut manners: &Manners, heard: &mpsc::Unboun
             mails += 1;
             command = "mail".to_owned();
             continue;
+        }
+        if command.starts_with("STARTTLS") && manners.hang_at == Some("handshake") {
+            std::future::pending::<()>().await;
         }
         if let Some(tls) = manners.tls.as_ref().filter(|_| command.starts_with("STARTTLS")) {
             stream = BufReader::new(Box::new(tls.accept(stream.into_inner()).await?));
@@ -307,6 +310,20 @@ async fn opportunistic_tls_that_is_not_offered_or_broken_is_done_without() {
         let config = SmtpExitConfig { tls: SmtpTls::Opportunistic, ..config(port) };
         assert_eq!(deliver_by(config, "\r\n").await, Ok(()), "{offers_tls}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn opportunistic_tls_whose_handshake_comes_to_no_end_is_done_without_and_required_tls_is_not() {
+    let silent = || Manners { hang_at: Some("handshake"), offers_tls: true, ..Manners::default() };
+    let (port, mut hears) = server(silent()).await;
+    let (began, by) = (Instant::now(), SmtpExitConfig { tls: SmtpTls::Opportunistic, ..config(port) });
+    assert_eq!(deliver_by(by, "Subject: x\r\n\r\nx\r\n").await, Ok(()));
+    assert!(began.elapsed() < config(port).timeout, "{:?}", began.elapsed());
+    assert!(all(&mut hears).iter().any(|said| said.starts_with("Subject: x")));
+    let (port, mut hears) = server(silent()).await;
+    let outcome = deliver_by(SmtpExitConfig { tls: SmtpTls::Required, ..config(port) }, "\r\n").await;
+    assert_eq!(outcome, Err(DeliverError::Unavailable(Trouble::TimedOut)));
+    assert!(!all(&mut hears).iter().any(|said| said.starts_with("MAIL")));
 }
 
 #[tokio::test]
