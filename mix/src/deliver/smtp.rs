@@ -190,6 +190,18 @@ pub enum DeliverError {
     Unavailable(Trouble),
 }
 
+impl DeliverError {
+    /// What a server has said that takes no mail of ours, neither now nor later.
+    pub(super) fn for_good(self) -> Option<u16> {
+        match self {
+            Self::Permanent { code } => Some(code),
+            Self::Unavailable(Trouble::TurnedAway { code }) => (code >= 500).then_some(code),
+            Self::Unavailable(Trouble::LoginWanted) => Some(LOGIN_WANTED),
+            Self::Transient { .. } | Self::Unavailable(_) => None,
+        }
+    }
+}
+
 /// What kept the server from answering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
@@ -364,8 +376,8 @@ impl SmtpExit {
     }
 
     async fn call_until(&self, deadline: Instant, from: &Mailbox) -> Result<Conversation, DeliverError> {
-        let connection =
-            timeout_at(deadline, self.connect()).await.map_err(late)?.map_err(DeliverError::Unavailable)?;
+        let connected = timeout_at(deadline, self.connect(deadline)).await.map_err(late)?;
+        let connection = connected.map_err(DeliverError::Unavailable)?;
         let mut conversation = Conversation { connection, deadline, mails: 0, kept: None };
         match conversation.begin(from).await {
             Err(DeliverError::Transient { code: LOGIN_WANTED }) => Err(DeliverError::Unavailable(Trouble::LoginWanted)),
@@ -373,10 +385,10 @@ impl SmtpExit {
         }
     }
 
-    async fn connect(&self) -> Result<AsyncSmtpConnection, Trouble> {
+    async fn connect(&self, deadline: Instant) -> Result<AsyncSmtpConnection, Trouble> {
         let mut connection = match (&self.tls_parameters, self.config.tls) {
             (None, _) | (_, SmtpTls::None) => self.connect_plain().await?,
-            (Some(parameters), SmtpTls::Opportunistic) => self.connect_safer(parameters).await?,
+            (Some(parameters), SmtpTls::Opportunistic) => self.connect_safer(parameters, deadline).await?,
             (Some(parameters), SmtpTls::Required) => {
                 let mut connection = self.connect_plain().await?;
                 self.start_tls(&mut connection, parameters).await?;
@@ -396,12 +408,23 @@ impl SmtpExit {
         }
     }
 
-    /// TLS of a kind that we cannot speak is no worse than none (RFC 7435 3).
-    async fn connect_safer(&self, parameters: &TlsParameters) -> Result<AsyncSmtpConnection, Trouble> {
+    /// TLS of a kind that we cannot speak is no worse than none (RFC 7435 3), and so is a handshake that comes to no end: it
+    /// has half of the time that is left.
+    async fn connect_safer(
+        &self,
+        parameters: &TlsParameters,
+        deadline: Instant,
+    ) -> Result<AsyncSmtpConnection, Trouble> {
         let mut connection = self.connect_plain().await?;
-        if !connection.can_starttls() || self.start_tls(&mut connection, parameters).await.is_ok() {
+        if !connection.can_starttls() {
             return Ok(connection);
         }
+        let share = deadline.saturating_duration_since(Instant::now()) / 2;
+        if let Ok(Ok(())) = timeout(share, self.start_tls(&mut connection, parameters)).await {
+            return Ok(connection);
+        }
+        // Else the server might hold the place of this one against the next.
+        drop(connection);
         self.connect_plain().await
     }
 
