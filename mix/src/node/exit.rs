@@ -63,6 +63,7 @@ mod mailbox;
 mod proof;
 mod under_way;
 mod way;
+mod word;
 
 pub(super) use destinations::{Domains, MailServer};
 pub(super) use mailbox::{Elsewhere, MboxWay};
@@ -71,6 +72,7 @@ pub(super) use proof::{Prover, Standing};
 use under_way::UnderWay;
 pub(super) use way::WayOut;
 use way::{Fault, Letter, NotTaken};
+pub(super) use word::Word;
 
 /// Deliveries at a time, of e-mail and again of all else.
 const DELIVERIES: usize = 8;
@@ -145,12 +147,6 @@ impl MessageIds {
 }
 
 impl SmtpWay {
-    /// Whether what proves the one proves the other.
-    fn is_proven_as(&self, other: &Self) -> bool {
-        let addresses = |way: &Self| (way.writer.return_address().clone(), way.proof_address.clone());
-        self.out.is(&other.out) && addresses(self) == addresses(other)
-    }
-
     /// What to deliver; `None` when it is undecodable or larger than this exit takes. Never inflates beyond that size.
     fn content(&self, content: Queued) -> Option<ExitContent> {
         let compressed = match content {
@@ -227,6 +223,8 @@ pub(super) struct ExitService {
     pub(super) domains: Arc<Mutex<Domains>>,
     /// Who has had how many mails. A reload forgets none of it.
     pub(super) limits: Arc<Mutex<Limits>>,
+    /// What it tells proofs of ways out, and hears of them.
+    pub(super) word: Word,
     /// Whether there may be messages of which enough fragments are here; true at the start.
     pub(super) some_ready: Arc<AtomicBool>,
 }
@@ -283,6 +281,7 @@ impl ExitService {
         let mut expiry = tokio::time::interval(EXPIRY);
         let mut clock = Steadiness::new(self.world.now());
         let mut known = self.ways.borrow().of_mail();
+        let mut heard = self.word.listen();
         let mut under_way = UnderWay::default();
         while !self.stop.is_cancelled() {
             if lane == Lane::House && self.some_ready.swap(false, Ordering::Relaxed) {
@@ -290,6 +289,7 @@ impl ExitService {
             }
             if lane == Lane::Mail {
                 self.look_at_the_server(&mut known).await;
+                self.hear(&mut heard).await;
             }
             if under_way.begin(self, lane).await {
                 continue;
@@ -299,6 +299,7 @@ impl ExitService {
                 Ok(()) = rung.changed() => {}
                 // It may be another server now.
                 Ok(()) = ways.changed(), if lane == Lane::Mail => {}
+                Ok(()) = heard.changed(), if lane == Lane::Mail => {}
                 _ = expiry.tick(), if lane == Lane::House => {
                     let steady = clock.look(self.world.now());
                     self.expire(steady).await;
@@ -595,12 +596,16 @@ impl ExitService {
             Err(is_away) => return if is_away { Verdict::Untried } else { Verdict::Later(schedule) },
         };
         debug!("the mail server is away: all mail for it waits");
-        let (tries, domain) = (schedule.tries(), domain.map(str::to_owned));
+        let (tries, is_apart, domain) = (schedule.tries(), domain.is_some(), domain.map(str::to_owned));
         let put_off = durable::note(&self.db, &self.stop, move |tx| match &domain {
             None => queue::postpone_all(tx, Which::Mail, now, next, tries),
             Some(domain) => apart::postpone_domain(tx, domain, now, next, tries),
         });
         self.counters.undeliverable(put_off.await.unwrap_or_default());
+        if !is_apart {
+            // Not before: what a proof has tried at once is what was put off.
+            self.word.mail_is_away.send_replace(());
+        }
         Verdict::Untried
     }
 

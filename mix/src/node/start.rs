@@ -18,7 +18,7 @@ use super::control::{Inner, NodeControl};
 use super::counters::Counters;
 use super::describe::Descriptors;
 use super::dummies::Dummies;
-use super::exit::{Domains, ExitService, MessageIds, Prover};
+use super::exit::{Domains, ExitService, MessageIds, Prover, Word};
 use super::incoming::{self, Incoming, PacketKeys, Worker};
 use super::keys::{InvalidKeys, KeyError, KeyPlan, Keyring};
 use super::link;
@@ -380,7 +380,7 @@ impl Node {
         crew.watch_the_disk(&incoming, config.home.clone());
         crew.tasks.spawn(rotation.run());
         crew.tasks.spawn(link::run(renew, identity, nickname.clone(), crew.world.clone(), crew.stop.clone()));
-        let exit_queue = crew.deliver(&bells);
+        let exit_queue = crew.deliver(&bells, prover.word());
         crew.tasks.spawn(prover.run());
         let desk = crew.publish(descriptors.clone());
         let statistics = crew.count(config);
@@ -462,7 +462,7 @@ impl Crew<'_> {
         self.tasks.spawn(incoming.room().clone().watch(room, self.changes.reserve.subscribe(), self.stop.clone()));
     }
 
-    fn deliver(&mut self, bells: &Bells) -> ExitQueue {
+    fn deliver(&mut self, bells: &Bells, word: Word) -> ExitQueue {
         let service = ExitService {
             db: self.db.clone(),
             bell: bells.exit.clone(),
@@ -474,6 +474,7 @@ impl Crew<'_> {
             server: Arc::default(),
             domains: Arc::new(Mutex::new(Domains::new(&mut self.world.dice()))),
             limits: Arc::new(Mutex::new(Limits::new(&mut self.world.dice()))),
+            word,
             some_ready: Arc::new(true.into()),
         };
         let by_hand = service.by_hand();

@@ -82,6 +82,7 @@ fn exit() -> Exited {
         server: Arc::default(),
         domains: Arc::new(Mutex::new(Domains::new(&mut World::real().dice()))),
         limits: Arc::new(Mutex::new(Limits::new(&mut World::real().dice()))),
+        word: Word::default(),
         some_ready: Arc::default(),
     };
     Exited { service, mailbox, _home: home }

@@ -54,7 +54,7 @@ impl Unproven {
         Self { fault: Met { key, why: why.into() }.into(), passes: true }
     }
 
-    fn lasting(key: &'static str, why: impl Into<Fault>) -> Self {
+    pub(super) fn lasting(key: &'static str, why: impl Into<Fault>) -> Self {
         Self { fault: Met { key, why: why.into() }.into(), passes: false }
     }
 
@@ -272,7 +272,7 @@ impl WayOut {
 }
 
 /// A proof where it may wait for the disk.
-async fn on_disk(
+pub(super) async fn on_disk(
     key: &'static str,
     proof: impl FnOnce() -> Result<(), Unproven> + Send + 'static,
 ) -> Result<(), Unproven> {
