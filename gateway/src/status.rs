@@ -237,3 +237,24 @@ pub(crate) fn words(publication: &str) -> &'static str {
         _ => "the directory server did not take the descriptor; see the log",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operator_reads_what_is_proven_and_what_is_offered() {
+        let since = SystemTime::UNIX_EPOCH;
+        let failing = || MailDelivery::Failing { since, why: "node.smtp.server: no connection".into() };
+        for (delivery, offered, expected) in [
+            (MailDelivery::Proven { since }, true, "can be delivered, as proven since 1970"),
+            (failing(), false, "cannot be delivered, and is not offered, since 1970"),
+            (failing(), true, "cannot be delivered, and is offered for users of the gateway alone, since 1970"),
+            (MailDelivery::Unproven, false, "is not offered before it is proven that it can be delivered"),
+        ] {
+            let said = MailProof::of(delivery, offered).unwrap().to_string();
+            assert!(said.starts_with(expected), "{said}");
+        }
+        assert!(MailProof::of(MailDelivery::Off, false).is_none());
+    }
+}

@@ -161,8 +161,9 @@ impl Subject for MboxWay {
         folders.truncate(FOLDERS);
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for Folder { maildir, line, .. } in folders {
-            // What the system says names the folder, and so the user.
-            let proof = move || maildir.prove().map_err(|_| Unproven::lasting(TABLE, "no folder takes mail"));
+            // The way of e-mail may lead into the same one. What the system says names the folder, and so the user.
+            let proof =
+                move || maildir.prove_as("proof-of-user").map_err(|_| Unproven::lasting(TABLE, "no folder takes mail"));
             if on_disk(TABLE, proof).await.is_ok() { good.push(line) } else { bad.push(line) }
         }
         let Some(Elsewhere { told, .. }) = &self.elsewhere else { return Ok(()) };

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::*;
 use crate::deliver::maildir::{Maildir, MaildirConfig};
+use crate::deliver::mbox::AddressTable;
 use crate::deliver::mx::testing::{At, name_server};
 use crate::deliver::mx::{MxConfig, MxExit, Policies};
 use crate::deliver::sendmail::{Sendmail, SendmailConfig};
@@ -322,4 +323,76 @@ async fn mail_that_waits_for_a_time_of_its_own_is_not_woken() {
     exited.service.word.mail_is_there(true);
     exited.service.hear(&mut heard).await;
     assert_eq!(exited.due().len(), 2);
+}
+
+/// A prover of users by this table, whose mail to an address leaves into a folder.
+fn prover_of_users(table: &str, out: &Path) -> Prover {
+    let (prover, change) = prover(None);
+    let table = AddressTable::parse(table.as_bytes(), "alpha.mbox.alt").unwrap();
+    let mail = Arc::new(by(to_folder(out)).unwrap());
+    let elsewhere = Some(Elsewhere { table, kept: Arc::clone(&mail), mail, told: Mutex::default() });
+    change.send_modify(|ways| ways.mbox = Some(Arc::new(MboxWay { mailboxes: None, max_size: 1000, elsewhere })));
+    prover
+}
+
+fn offers_users(standing: &watch::Receiver<Standing>) -> bool {
+    let mut config = NodeConfig::default();
+    config.mbox.enabled = true;
+    standing.borrow().states(Arc::new(config)).mbox.enabled
+}
+
+#[tokio::test(start_paused = true)]
+async fn folder_that_takes_no_mail_is_said_once_by_its_line_and_none_that_does_takes_the_offer_back() {
+    let home = tempfile::tempdir().unwrap();
+    let path = |name: &str| home.path().join(name);
+    let table = format!("eve: {}\nbob: {}\n", path("eve").display(), path("bob").display());
+    fs::write(path("eve"), "in the way").unwrap();
+    let mut prover = prover_of_users(&table, Path::new("/nowhere"));
+    let standing = prover.standing();
+    assert!(!offers_users(&standing));
+    assert_eq!(standing.borrow().report_users(true), MailDelivery::Off, "nothing is known of them");
+    let said = Arc::new(AtomicUsize::new(0));
+    let _guard = tracing::subscriber::set_default(Heard(Arc::clone(&said)));
+    for _ in 0..2 {
+        prover.begin().await;
+        assert!(offers_users(&standing));
+        assert!(matches!(standing.borrow().report_users(true), MailDelivery::Proven { .. }));
+        assert_eq!(said.load(Ordering::SeqCst), 1);
+    }
+    assert_eq!(standing.borrow().report_users(false), MailDelivery::Off);
+    fs::remove_dir_all(path("bob")).unwrap();
+    fs::write(path("bob"), "in the way").unwrap();
+    for _ in 0..2 {
+        prover.begin().await;
+        assert!(!offers_users(&standing));
+        let report = standing.borrow().report_users(true);
+        let expected = "node.mbox.address_file: no folder takes mail";
+        assert!(matches!(&report, MailDelivery::Failing { why, .. } if why == expected), "{report:?}");
+        assert_eq!(said.load(Ordering::SeqCst), 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn users_are_offered_delivery_when_both_their_addresses_and_their_folders_are_proven() {
+    let home = tempfile::tempdir().unwrap();
+    let path = |name: &str| home.path().join(name);
+    let (good, bad) = (path("good"), path("bad"));
+    fs::write(&bad, "in the way").unwrap();
+    for (folder, out, expected) in [
+        (&good, &good, None),
+        (&good, &bad, Some("node.smtp.maildir.path: ")),
+        (&bad, &good, Some("node.mbox.address_file: the folder in line 2 takes no mail")),
+    ] {
+        let table = format!("eve: eve@home.example\nbob: {}\n", folder.display());
+        let mut prover = prover_of_users(&table, out);
+        prover.begin().await;
+        let standing = prover.standing();
+        assert_eq!(offers_users(&standing), expected.is_none(), "{expected:?}");
+        let report = standing.borrow().report_users(true);
+        match (&report, expected) {
+            (MailDelivery::Proven { .. }, None) => {}
+            (MailDelivery::Failing { why, .. }, Some(expected)) => assert!(why.starts_with(expected), "{why}"),
+            _ => panic!("{report:?}, expected {expected:?}"),
+        }
+    }
 }
