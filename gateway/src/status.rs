@@ -32,6 +32,8 @@ pub(crate) struct Status {
     pub(crate) publication: String,
     /// What is proven of the delivery of e-mail; `None` where it is switched off.
     pub(crate) mail_delivery: Option<MailProof>,
+    /// What is proven of delivery to users of the node whose mail goes elsewhere; `None` where there are none.
+    pub(crate) user_delivery: Option<MailProof>,
     /// What waits.
     pub(crate) queues: Option<Queues>,
     /// Until when the directory in force is valid, where one is known.
@@ -40,11 +42,13 @@ pub(crate) struct Status {
     pub(crate) warnings: Vec<String>,
 }
 
-/// Whether e-mail can be handed over, as the node has proven it to itself.
+/// Whether mail can be handed over, as the node has proven it to itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct MailProof {
-    /// Whether it can, and the descriptor offers it.
+    /// Whether it can.
     pub(crate) proven: bool,
+    /// Whether the descriptor offers it: without a proof for users of the gateway alone.
+    pub(crate) offered: bool,
     /// Since when it is as it is, UTC; `None` before the first proof.
     pub(crate) since: Option<String>,
     /// What keeps mail from being handed over: `key: why`.
@@ -52,14 +56,14 @@ pub(crate) struct MailProof {
 }
 
 impl MailProof {
-    fn of(delivery: MailDelivery) -> Option<Self> {
+    fn of(delivery: MailDelivery, offered: bool) -> Option<Self> {
         let (proven, since, why) = match delivery {
             MailDelivery::Off => return None,
             MailDelivery::Unproven => (false, None, None),
             MailDelivery::Proven { since } => (true, format_time(since), None),
             MailDelivery::Failing { since, why } => (false, format_time(since), Some(why)),
         };
-        Some(Self { proven, since, why })
+        Some(Self { proven, offered, since, why })
     }
 }
 
@@ -67,10 +71,11 @@ impl MailProof {
 impl fmt::Display for MailProof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let since = self.since.as_deref().unwrap_or_default();
+        let offer = if self.offered { "is offered for users of the gateway alone" } else { "is not offered" };
         match (self.proven, &self.why) {
             (true, _) => write!(f, "can be delivered, as proven since {since} UTC"),
-            (false, Some(why)) => write!(f, "cannot be delivered, and is not offered, since {since} UTC: {why}"),
-            (false, None) => f.write_str("is not offered before it is proven that it can be delivered"),
+            (false, Some(why)) => write!(f, "cannot be delivered, and {offer}, since {since} UTC: {why}"),
+            (false, None) => write!(f, "{offer} before it is proven that it can be delivered"),
         }
     }
 }
@@ -156,7 +161,8 @@ impl Status {
             published: node.published,
             packet_keys: packet_keys.collect(),
             publication: publication(node.publication).into(),
-            mail_delivery: MailProof::of(node.mail_delivery),
+            mail_delivery: MailProof::of(node.mail_delivery, node.offers_mail),
+            user_delivery: MailProof::of(node.user_delivery, node.offers_users),
             queues: node.queues.map(|queues| Queues {
                 incoming: queues.incoming,
                 pool: queues.pool,
@@ -189,6 +195,9 @@ impl Status {
         }
         if let Some(proof) = &self.mail_delivery {
             line("e-mail", proof);
+        }
+        if let Some(proof) = &self.user_delivery {
+            line("mail for users", proof);
         }
         match &self.queues {
             Some(Queues { incoming, pool, outgoing, exit }) => {
@@ -226,5 +235,26 @@ pub(crate) fn words(publication: &str) -> &'static str {
         "listed" => "the directory server lists this node",
         "waiting" => "the directory server has the descriptor, which waits for its operator",
         _ => "the directory server did not take the descriptor; see the log",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operator_reads_what_is_proven_and_what_is_offered() {
+        let since = SystemTime::UNIX_EPOCH;
+        let failing = || MailDelivery::Failing { since, why: "node.smtp.server: no connection".into() };
+        for (delivery, offered, expected) in [
+            (MailDelivery::Proven { since }, true, "can be delivered, as proven since 1970"),
+            (failing(), false, "cannot be delivered, and is not offered, since 1970"),
+            (failing(), true, "cannot be delivered, and is offered for users of the gateway alone, since 1970"),
+            (MailDelivery::Unproven, false, "is not offered before it is proven that it can be delivered"),
+        ] {
+            let said = MailProof::of(delivery, offered).unwrap().to_string();
+            assert!(said.starts_with(expected), "{said}");
+        }
+        assert!(MailProof::of(MailDelivery::Off, false).is_none());
     }
 }

@@ -1,5 +1,5 @@
 //! How fast an exit hands mail to a Postfix on this machine, beside Postfix's own intake by its `smtp-source` and beside the
-//! bare RSA rate of all cores, in one run.
+//! bare RSA rate of all cores, in one run; and how fast to Postfix's `smtp-sink`, which keeps nothing: the exit's own limit.
 //!
 //! `cargo bench -p mixgate-tests --bench exit_delivery`, as root, with Debian's package `postfix` (and `sasl2-bin`, which its
 //! helper wants). The mails are in the exit's queue when it starts; they share the machine with Postfix, which keeps each on
@@ -7,7 +7,7 @@
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::cast_precision_loss)]
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -26,6 +26,7 @@ use mix::payload::compress::compress;
 use mix::store::queue::exit as queue;
 use mix::store::{Db, NODE_SCHEMAS};
 use mixgate_tests::peers::{DOMAIN, Door, Kind, Peer};
+use mixgate_tests::program::{Program, free_ports};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use tokio_util::sync::CancellationToken;
@@ -57,8 +58,9 @@ fn bare_rsa_rate() -> f64 {
 
 /// Mails a second that Postfix takes from `smtp-source`; a connection for each mail, or `kept` for many.
 fn own_intake(server: SocketAddr, kept: bool) -> f64 {
+    // A recipient of its own for each, as from the exit: Postfix bounds how many it delivers to one at a time.
     let mut source = Command::new("/usr/sbin/smtp-source");
-    source.args(["-s", CONNECTIONS, "-m", &MAILS.to_string(), "-l", &TEXT.to_string()]);
+    source.arg("-N").args(["-s", CONNECTIONS, "-m", &MAILS.to_string(), "-l", &TEXT.to_string()]);
     if kept {
         source.arg("-d");
     }
@@ -119,6 +121,16 @@ async fn by_exit(home: &Path, server: SocketAddr) -> f64 {
     rate
 }
 
+/// A server that takes what comes and throws it away, and where it listens.
+fn sink() -> (Program, SocketAddr) {
+    let address = free_ports(1)[0];
+    let mut sink = Command::new("/usr/sbin/smtp-sink");
+    sink.args(["-u", "nobody", &address.to_string(), "100"]);
+    let mut sink = Program::start(sink);
+    sink.until("a sink", |_| TcpStream::connect(address).ok());
+    (sink, address)
+}
+
 fn main() {
     if !Kind::Postfix.is_here() {
         return;
@@ -131,10 +143,19 @@ fn main() {
     let single = own_intake(server, false);
     let exit = runtime.block_on(by_exit(&home.path().join("exit"), server));
     let many = own_intake(server, true);
+    drop(peer);
+    let (_sink, server) = sink();
+    let alone = runtime.block_on(by_exit(&home.path().join("alone"), server));
     let bare = f64::midpoint(before, bare_rsa_rate());
     println!("bare RSA-2048 private operations, all cores: {bare:.0}/s");
     println!(
         "Postfix from smtp-source, {CONNECTIONS} at a time: {single:.0} mails/s by a connection each, {many:.0}/s by few"
     );
-    println!("Postfix from an exit: {exit:.0} mails/s, {:.2} of the first, {:.3} of RSA", exit / single, exit / bare);
+    println!(
+        "Postfix from an exit: {exit:.0} mails/s, {:.2} of the first, {:.2} of the second, {:.3} of RSA",
+        exit / single,
+        exit / many,
+        exit / bare
+    );
+    println!("smtp-sink, which keeps nothing, from an exit: {alone:.0} mails/s, {:.2} of RSA", alone / bare);
 }

@@ -134,10 +134,18 @@ impl Maildir {
     /// # Errors
     /// [`NotKept`], as [`Maildir::keep`].
     pub fn prove(&self) -> Result<(), NotKept> {
+        self.prove_as("proof")
+    }
+
+    /// As [`Maildir::prove`], where another proof of the same folder may go on.
+    ///
+    /// # Errors
+    /// [`NotKept`], as [`Maildir::keep`].
+    pub fn prove_as(&self, name: &str) -> Result<(), NotKept> {
         self.prepare()?;
         let [tmp, new] = ["tmp", "new"].map(|folder| self.path.join(folder));
         // In `tmp` it has a name that is cleared away with those of mails, should the process be killed here.
-        let (unfinished, put) = (tmp.join(sha1(&[b"proof"]).to_string()), new.join(".proof"));
+        let (unfinished, put) = (tmp.join(sha1(&[name.as_bytes()]).to_string()), new.join(format!(".{name}")));
         let done = write(&unfinished, b"")
             .map_err(failed(&tmp))
             .and_then(|()| fs::rename(&unfinished, &put).map_err(failed(&new)))

@@ -185,12 +185,22 @@ impl AddressTable {
         Ok(missing)
     }
 
-    /// The folders.
-    pub fn folders(&self) -> impl Iterator<Item = &Maildir> {
+    /// Whether there is somebody whose mail goes to an address.
+    pub fn has_addresses(&self) -> bool {
+        self.0.values().any(|destination| matches!(destination, Destination::Mail(_)))
+    }
+
+    /// The maildrops of this machine.
+    pub fn maildrops(&self) -> impl Iterator<Item = &Folder> {
         self.0.values().filter_map(|destination| match destination {
-            Destination::Folder(Folder { maildir, .. }) => Some(maildir),
+            Destination::Folder(folder) => Some(folder),
             Destination::Mail(_) => None,
         })
+    }
+
+    /// The folders of those.
+    pub fn folders(&self) -> impl Iterator<Item = &Maildir> {
+        self.maildrops().map(|folder| &folder.maildir)
     }
 }
 

@@ -100,7 +100,7 @@ pub enum NotOffered {
         /// Its answer.
         code: u16,
     },
-    /// One refuses the recipient for good.
+    /// One refuses the recipient for good, or all that answer refuse all mail of ours.
     #[error("a server of the domain refused the mail ({code})")]
     Refused {
         /// Its answer.
@@ -128,9 +128,13 @@ enum Upto {
 
 /// What an attempt at one server comes to when that server does not take the mail.
 enum Missed {
+    /// It was not reached, or said nothing.
+    Silent,
     /// It was never told of a recipient.
     Before,
-    /// It was, and fell silent.
+    /// Nor was it, and it takes no mail of ours: what it said.
+    NotOurs(u16),
+    /// It was told of one, and fell silent.
     Unanswered,
     /// It has said what is to be said of this mail.
     Final(NotOffered),
@@ -195,7 +199,7 @@ impl MxExit {
         });
         let (hosts, policy) = found.await.unwrap_or(Err(NotOffered::Away))?;
         let enforced = policy.filter(|policy| policy.is_enforced());
-        let (mut calls, mut heard) = (0, false);
+        let (mut calls, mut heard, mut may_take, mut refused) = (0, false, false, None);
         for host in hosts {
             if enforced.as_ref().is_some_and(|policy| !policy.names(&host)) {
                 continue;
@@ -209,11 +213,18 @@ impl MxExit {
                     Ok(conversation) => return Ok(conversation.until(deadline)),
                     Err(Missed::Final(why)) => return Err(why),
                     Err(Missed::Unanswered) => heard = true,
-                    Err(Missed::Before) => {}
+                    // Another may say otherwise.
+                    Err(Missed::NotOurs(code)) => refused = Some(code),
+                    Err(Missed::Before) => may_take = true,
+                    Err(Missed::Silent) => {}
                 }
             }
         }
-        Err(if heard { NotOffered::Unanswered } else { NotOffered::Away })
+        Err(match refused {
+            _ if heard => NotOffered::Unanswered,
+            Some(code) if !may_take => NotOffered::Refused { code },
+            _ => NotOffered::Away,
+        })
     }
 
     /// Who takes the mail of a domain: where nobody is named, the host of that name (RFC 5321 5.1).
@@ -269,8 +280,7 @@ impl MxExit {
         // What this machine trusts is read from its disk.
         let made = spawn_blocking(move || SmtpExit::called(&config, &name, &sender)).await;
         let Ok(Ok(server)) = made else { return Err(Missed::Before) };
-        // Whatever it says now, it says of us, and another may say otherwise.
-        let mut conversation = server.call(from).await.map_err(|_| Missed::Before)?;
+        let mut conversation = server.call(from).await.map_err(|why| before_the_recipient(why, must_prove_itself))?;
         let said = match upto {
             Upto::Recipient => conversation.ask(to).await,
             Upto::Mail => conversation.offer(to).await,
@@ -282,6 +292,17 @@ impl MxExit {
             DeliverError::Unavailable(_) => Missed::Unanswered,
         })?;
         Ok(conversation)
+    }
+}
+
+/// What comes of a server that has heard of no recipient: whatever it says, it says of us.
+fn before_the_recipient(why: DeliverError, must_prove_itself: bool) -> Missed {
+    match (why, why.for_good()) {
+        // Before it has proven itself anybody on the way may have said so, to have the mail thrown away.
+        (DeliverError::Unavailable(Trouble::TurnedAway { .. }), Some(_)) if must_prove_itself => Missed::Before,
+        (_, Some(code)) => Missed::NotOurs(code),
+        (DeliverError::Unavailable(Trouble::Connection | Trouble::TimedOut), None) => Missed::Silent,
+        (_, None) => Missed::Before,
     }
 }
 

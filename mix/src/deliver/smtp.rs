@@ -3,6 +3,7 @@
 //! One try: when to try again is `crate::node`'s to say. Answers of the server are kept as their code alone, since their
 //! text often repeats the recipient.
 
+mod kept;
 mod transport;
 
 use std::fmt::Display;
@@ -18,11 +19,13 @@ use lettre::transport::smtp::authentication::Mechanism;
 use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream, Certificate, TlsParameters};
 use lettre::transport::smtp::commands::{Data, Mail, Rcpt};
 use lettre::transport::smtp::extension::ClientId;
+use lettre::transport::smtp::response::{Response, Severity};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::time::error::Elapsed;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
+use self::kept::Kept;
 use self::transport::{ByLine, Wrapped};
 use super::socks::Proxy;
 use crate::packet::HostName;
@@ -32,6 +35,8 @@ use crate::settings::Password;
 
 /// A server that has taken the mail need not say good-bye.
 const QUIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection that was kept may take to hear of the next mail, at most: a firewall may have forgotten it.
+const STILL_THERE: Duration = Duration::from_secs(10);
 /// Octets of a file of certificates, at most: five times what a whole system trusts.
 const CA_FILE_MAX: u64 = 1024 * 1024;
 /// What begins a certificate in a PEM file (RFC 7468 5).
@@ -185,6 +190,18 @@ pub enum DeliverError {
     Unavailable(Trouble),
 }
 
+impl DeliverError {
+    /// What a server has said that takes no mail of ours, neither now nor later.
+    pub(super) fn for_good(self) -> Option<u16> {
+        match self {
+            Self::Permanent { code } => Some(code),
+            Self::Unavailable(Trouble::TurnedAway { code }) => (code >= 500).then_some(code),
+            Self::Unavailable(Trouble::LoginWanted) => Some(LOGIN_WANTED),
+            Self::Transient { .. } | Self::Unavailable(_) => None,
+        }
+    }
+}
+
 /// What kept the server from answering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Trouble {
@@ -226,6 +243,17 @@ pub enum Trouble {
     LocalAddress,
 }
 
+/// Why a server has not asked for a mail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotAsked {
+    /// It had heard of no recipient: no fault of the mail.
+    #[error(transparent)]
+    Before(DeliverError),
+    /// It had.
+    #[error(transparent)]
+    Recipient(DeliverError),
+}
+
 impl Trouble {
     /// The setting of the server that must be mended, where waiting does not help.
     pub fn key(self) -> Option<&'static str> {
@@ -248,6 +276,7 @@ pub struct SmtpExit {
     authorities: Option<Vec<u8>>,
     tls_parameters: Option<TlsParameters>,
     hello: ClientId,
+    kept: Kept,
 }
 
 impl SmtpExit {
@@ -280,14 +309,61 @@ impl SmtpExit {
             tls_parameters: tls_parameters(config, name, authorities.as_deref())?,
             authorities,
             hello: ClientId::Domain(hello),
+            kept: Kept::default(),
         })
     }
 
     /// Whether this is the same server, spoken to in the same way.
     pub fn is(&self, other: &Self) -> bool {
-        // The other two are made of these.
-        let Self { config, authorities, tls_parameters: _, hello: _ } = self;
+        // The next two are made of these, and what is kept is no part of it.
+        let Self { config, authorities, tls_parameters: _, hello: _, kept: _ } = self;
         (config, authorities) == (&other.config, &other.authorities)
+    }
+
+    /// Says whose mail is to come and who is to have it, until the server asks for it: by a connection that was kept after
+    /// another mail, or else by a new one, which is kept when it has taken the mail. The mail's recipient has nothing by then. All
+    /// of the conversation has the time of one delivery.
+    ///
+    /// # Errors
+    /// [`NotAsked`].
+    pub async fn offer(&self, from: &Mailbox, to: &Mailbox) -> Result<Conversation, NotAsked> {
+        let deadline = Instant::now() + self.config.timeout;
+        if let Some((connection, mails)) = self.kept.take() {
+            let kept = Conversation { connection, deadline, mails, kept: Some(self.kept.clone()) };
+            if let Some(conversation) = self.go_on(kept, from, to).await? {
+                return Ok(conversation);
+            }
+        }
+        let mut conversation = self.call_until(deadline, from).await.map_err(NotAsked::Before)?;
+        conversation.kept = Some(self.kept.clone());
+        conversation.offer(to).await.map_err(NotAsked::Recipient)?;
+        Ok(conversation)
+    }
+
+    /// Goes on by a connection that was kept. `None` when it is of no use for this mail: the server may have ended it, or
+    /// have had enough of it, and which of its answers says so is its own affair. What is final of a recipient is an answer.
+    async fn go_on(
+        &self,
+        mut conversation: Conversation,
+        from: &Mailbox,
+        to: &Mailbox,
+    ) -> Result<Option<Conversation>, NotAsked> {
+        let still_there = STILL_THERE.min(self.config.timeout / 4);
+        if !matches!(timeout(still_there, conversation.begin(from)).await, Ok(Ok(()))) {
+            return Ok(None);
+        }
+        match conversation.offer(to).await {
+            Ok(()) => Ok(Some(conversation)),
+            Err(why @ DeliverError::Permanent { .. }) => Err(NotAsked::Recipient(why)),
+            // It was there, and a recipient can be slow: too little time for a new one would look like a server that is away.
+            Err(why) if conversation.time_left() < self.config.timeout / 2 => Err(NotAsked::Recipient(why)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Ends the connections that were kept, and keeps no more.
+    pub async fn close(&self) {
+        self.kept.close().await;
     }
 
     /// Calls the server, logs in where that is set, and says whose mail is to come, and nothing yet of its recipient: what
@@ -296,20 +372,23 @@ impl SmtpExit {
     /// # Errors
     /// [`DeliverError`].
     pub async fn call(&self, from: &Mailbox) -> Result<Conversation, DeliverError> {
-        let deadline = Instant::now() + self.config.timeout;
-        let connection =
-            timeout_at(deadline, self.connect()).await.map_err(late)?.map_err(DeliverError::Unavailable)?;
-        let mut conversation = Conversation { connection, deadline };
-        match conversation.say(Mail::new(Some(address(from)), Vec::new())).await {
+        self.call_until(Instant::now() + self.config.timeout, from).await
+    }
+
+    async fn call_until(&self, deadline: Instant, from: &Mailbox) -> Result<Conversation, DeliverError> {
+        let connected = timeout_at(deadline, self.connect(deadline)).await.map_err(late)?;
+        let connection = connected.map_err(DeliverError::Unavailable)?;
+        let mut conversation = Conversation { connection, deadline, mails: 0, kept: None };
+        match conversation.begin(from).await {
             Err(DeliverError::Transient { code: LOGIN_WANTED }) => Err(DeliverError::Unavailable(Trouble::LoginWanted)),
             said => said.map(|()| conversation),
         }
     }
 
-    async fn connect(&self) -> Result<AsyncSmtpConnection, Trouble> {
+    async fn connect(&self, deadline: Instant) -> Result<AsyncSmtpConnection, Trouble> {
         let mut connection = match (&self.tls_parameters, self.config.tls) {
             (None, _) | (_, SmtpTls::None) => self.connect_plain().await?,
-            (Some(parameters), SmtpTls::Opportunistic) => self.connect_safer(parameters).await?,
+            (Some(parameters), SmtpTls::Opportunistic) => self.connect_safer(parameters, deadline).await?,
             (Some(parameters), SmtpTls::Required) => {
                 let mut connection = self.connect_plain().await?;
                 self.start_tls(&mut connection, parameters).await?;
@@ -329,12 +408,23 @@ impl SmtpExit {
         }
     }
 
-    /// TLS of a kind that we cannot speak is no worse than none (RFC 7435 3).
-    async fn connect_safer(&self, parameters: &TlsParameters) -> Result<AsyncSmtpConnection, Trouble> {
+    /// TLS of a kind that we cannot speak is no worse than none (RFC 7435 3), and so is a handshake that comes to no end: it
+    /// has half of the time that is left.
+    async fn connect_safer(
+        &self,
+        parameters: &TlsParameters,
+        deadline: Instant,
+    ) -> Result<AsyncSmtpConnection, Trouble> {
         let mut connection = self.connect_plain().await?;
-        if !connection.can_starttls() || self.start_tls(&mut connection, parameters).await.is_ok() {
+        if !connection.can_starttls() {
             return Ok(connection);
         }
+        let share = deadline.saturating_duration_since(Instant::now()) / 2;
+        if let Ok(Ok(())) = timeout(share, self.start_tls(&mut connection, parameters)).await {
+            return Ok(connection);
+        }
+        // Else the server might hold the place of this one against the next.
+        drop(connection);
         self.connect_plain().await
     }
 
@@ -497,6 +587,10 @@ async fn connect_from(address: IpAddr, server: (&str, u16)) -> io::Result<TcpStr
 pub struct Conversation {
     connection: AsyncSmtpConnection,
     deadline: Instant,
+    /// How many it has handed over before this one.
+    mails: u32,
+    /// Where the connection is kept for the next mail.
+    kept: Option<Kept>,
 }
 
 impl Conversation {
@@ -505,13 +599,21 @@ impl Conversation {
         Self { deadline, ..self }
     }
 
+    fn time_left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    async fn begin(&mut self, from: &Mailbox) -> Result<(), DeliverError> {
+        self.say(Mail::new(Some(address(from)), Vec::new()), Severity::PositiveCompletion).await
+    }
+
     /// Says who is to have the mail, until the server asks for it. It has nothing by then.
     ///
     /// # Errors
     /// [`DeliverError`].
     pub async fn offer(&mut self, to: &Mailbox) -> Result<(), DeliverError> {
         self.ask(to).await?;
-        self.say(Data).await
+        self.say(Data, Severity::PositiveIntermediate).await
     }
 
     /// Says who would have a mail, and not that one comes.
@@ -519,7 +621,7 @@ impl Conversation {
     /// # Errors
     /// [`DeliverError`].
     pub(super) async fn ask(&mut self, to: &Mailbox) -> Result<(), DeliverError> {
-        self.say(Rcpt::new(address(to), Vec::new())).await
+        self.say(Rcpt::new(address(to), Vec::new()), Severity::PositiveCompletion).await
     }
 
     /// Asks whether the server would take mail for that recipient, and ends without giving it any.
@@ -545,20 +647,24 @@ impl Conversation {
     pub async fn hand_over(mut self, mail: &[u8]) -> Result<(), DeliverError> {
         // lettre ends the last line itself: with its own end there would be an empty line more.
         let mail = mail.strip_suffix(b"\r\n").unwrap_or(mail);
-        let taken = timeout_at(self.deadline, self.connection.message(mail)).await.map_err(late)?;
+        let answered = timeout_at(self.deadline, self.connection.message(mail)).await.map_err(late)?;
+        let taken = said(answered, Severity::PositiveCompletion);
         // It has the mail, or refused it. However the good-bye goes, to try again would deliver twice.
-        self.end().await;
-        taken.map(drop).map_err(|error| not_taken(&error))
+        match self.kept.take().filter(|_| taken.is_ok()) {
+            Some(kept) => kept.keep(self.connection, self.mails + 1).await,
+            None => self.end().await,
+        }
+        taken
     }
 
-    async fn say(&mut self, command: impl Display) -> Result<(), DeliverError> {
-        match timeout_at(self.deadline, self.connection.command(command)).await.map_err(late)? {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                self.end().await;
-                Err(not_taken(&error))
-            }
+    /// Says it, and waits for an answer of that kind.
+    async fn say(&mut self, command: impl Display, expected: Severity) -> Result<(), DeliverError> {
+        let answered = timeout_at(self.deadline, self.connection.command(command)).await.map_err(late)?;
+        let said = said(answered, expected);
+        if said.is_err() {
+            self.end().await;
         }
+        said
     }
 
     async fn end(&mut self) {
@@ -567,7 +673,7 @@ impl Conversation {
 }
 
 async fn quit(connection: &mut AsyncSmtpConnection) {
-    let _ = tokio::time::timeout(QUIT_TIMEOUT, connection.abort()).await;
+    let _ = timeout(QUIT_TIMEOUT, connection.abort()).await;
 }
 
 fn late(_: Elapsed) -> DeliverError {
@@ -590,6 +696,16 @@ fn no_tls(error: &lettre::transport::smtp::Error) -> Trouble {
     match turned_away(error) {
         Trouble::Connection => Trouble::Tls,
         other => other,
+    }
+}
+
+/// What an answer comes to. One of another kind than its command has belongs to another command: whoever answers once too
+/// often would else say yes to a mail that he has not got yet.
+fn said(answered: Result<Response, lettre::transport::smtp::Error>, expected: Severity) -> Result<(), DeliverError> {
+    match answered {
+        Ok(answer) if answer.code().severity == expected => Ok(()),
+        Ok(_) => Err(DeliverError::Unavailable(Trouble::Protocol)),
+        Err(error) => Err(not_taken(&error)),
     }
 }
 

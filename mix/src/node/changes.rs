@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
-use tracing::warn;
 
 use super::config::{
     DummiesConfig, NetworkConfig, NodeConfig, OptOutConfig, OutgoingConfig, SmtpDeliveryConfig, StatsConfig, Way,
@@ -236,13 +235,9 @@ fn mbox_way(config: &NodeConfig, deliveries: &Deliveries) -> Result<MboxWay, Nod
     let (mailboxes, max_size) = (deliveries.mailboxes.clone(), config.mbox.max_size);
     let elsewhere = match (addresses(config)?, &config.mbox.address_file) {
         (Some(table), Some(path)) => {
+            // What cannot be made or entered may pass by itself: a proof says which, and until then mail waits.
             let prepared = table.prepare();
-            let missing =
-                prepared.map_err(|(line, source)| AddressesError::Folder { path: path.clone(), line, source })?;
-            for line in missing {
-                // It may pass by itself; until then mail waits.
-                warn!(key = "node.mbox.address_file", line, "the folder cannot be made or entered: its mail waits");
-            }
+            prepared.map_err(|(line, source)| AddressesError::Folder { path: path.clone(), line, source })?;
             let mail = SmtpWay { max_size, mime: None, ..smtp_way(&config.smtp, deliveries)? };
             let kept = smtp_way(&config.smtp, deliveries)?;
             let kept = SmtpWay { max_size, mime: None, writer: kept.writer.offering(None), ..kept };

@@ -89,6 +89,12 @@ pub struct NodeStatus {
     pub publication: Publication,
     /// Whether e-mail is delivered, and can be.
     pub mail_delivery: MailDelivery,
+    /// Whether the descriptor offers it.
+    pub offers_mail: bool,
+    /// Whether mail for users of the node can be whose mail goes elsewhere, where there are any.
+    pub user_delivery: MailDelivery,
+    /// Whether the descriptor offers delivery to users, of whom some may have mail here.
+    pub offers_users: bool,
     /// What waits; `None` when the store does not say.
     pub queues: Option<Queues>,
 }
@@ -120,6 +126,9 @@ impl NodeControl {
             packet_keys: all.all.iter().rev().map(times).collect(),
             publication: desk.publication(),
             mail_delivery: standing.borrow().report(changes.settings.borrow().smtp.enabled),
+            user_delivery: standing.borrow().report_users(changes.settings.borrow().mbox.enabled),
+            offers_mail: descriptor.smtp().is_some(),
+            offers_users: descriptor.mbox().is_some(),
             queues,
         }
     }
@@ -182,14 +191,14 @@ impl NodeControl {
     }
 
     /// Returns when keys and descriptors are as the settings in force want them, those of a [`NodeControl::apply`] before;
-    /// and so when it is proven whether e-mail can leave as they say, or not.
+    /// and so when it is proven whether mail can be delivered as they say, or not.
     ///
     /// # Errors
     /// Why they are not; it is tried again each minute.
     pub async fn settled(&self) -> Result<(), NodeError> {
-        let way = self.0.changes.ways.borrow().smtp.clone();
+        let ways = self.0.changes.ways.borrow().clone();
         // Nobody proves anything any more when the node is stopping.
-        let _ = self.0.standing.clone().wait_for(|standing| standing.is_about(way.as_deref())).await;
+        let _ = self.0.standing.clone().wait_for(|standing| standing.is_about(&ways)).await;
         self.wish(Wish::Look).await
     }
 

@@ -66,6 +66,7 @@ mod proof;
 mod reassembly;
 mod under_way;
 mod way;
+mod word;
 
 pub(super) use destinations::{Domains, MailServer};
 pub(super) use mailbox::{Elsewhere, MboxWay};
@@ -75,6 +76,7 @@ pub(super) use proof::{Prover, Standing};
 use under_way::UnderWay;
 pub(super) use way::WayOut;
 use way::{Fault, Letter, NotTaken};
+pub(super) use word::Word;
 
 /// Deliveries at a time, of e-mail and again of all else.
 const DELIVERIES: usize = 8;
@@ -144,12 +146,6 @@ impl MessageIds {
 }
 
 impl SmtpWay {
-    /// Whether what proves the one proves the other.
-    fn is_proven_as(&self, other: &Self) -> bool {
-        let addresses = |way: &Self| (way.writer.return_address().clone(), way.proof_address.clone());
-        self.out.is(&other.out) && addresses(self) == addresses(other)
-    }
-
     /// What to deliver; `None` when it is undecodable or larger than this exit takes. Never inflates beyond that size.
     fn content(&self, content: Queued) -> Option<ExitContent> {
         let compressed = match content {
@@ -237,6 +233,8 @@ pub(super) struct ExitService {
     pub(super) earlier: Arc<OnceLock<ExitId>>,
     /// What a destination has been asked to take, and nobody knows yet whether it did.
     pub(super) being_tried: Arc<Mutex<BTreeSet<ExitId>>>,
+    /// What it tells proofs of ways out, and hears of them.
+    pub(super) word: Word,
     /// Whether there may be messages of which enough fragments are here; true at the start.
     pub(super) some_ready: Arc<AtomicBool>,
 }
@@ -296,6 +294,7 @@ impl ExitService {
         let mut clock = Steadiness::new(self.world.now());
         let (mut known, mut users) = (self.ways.borrow().of_mail(), None);
         let mut limits = self.ways.borrow().limits();
+        let mut heard = self.word.listen();
         let mut under_way = UnderWay::default();
         while !self.stop.is_cancelled() {
             if lane == Lane::House && self.some_ready.swap(false, Ordering::Relaxed) {
@@ -305,6 +304,7 @@ impl ExitService {
                 self.look_at_the_server(&mut known).await;
                 self.look_at_the_users(&mut users).await;
                 self.look_at_the_limits(&mut limits).await;
+                self.hear(&mut heard).await;
             }
             if under_way.begin(self, lane).await {
                 continue;
@@ -314,6 +314,7 @@ impl ExitService {
                 Ok(()) = rung.changed() => {}
                 // It may be another server now.
                 Ok(()) = ways.changed(), if lane == Lane::Mail => self.clear_away(),
+                Ok(()) = heard.changed(), if lane == Lane::Mail => {}
                 _ = expiry.tick(), if lane == Lane::House => {
                     let steady = clock.look(self.world.now());
                     self.expire(steady).await;
@@ -324,6 +325,9 @@ impl ExitService {
             }
         }
         under_way.end().await;
+        if lane == Lane::Mail {
+            self.leave_servers().await;
+        }
     }
 
     /// Whether each domain is a destination of its own there.
@@ -652,12 +656,16 @@ impl ExitService {
             Err(None) => return Verdict::Later(schedule),
         };
         debug!("the mail server is away: all mail for it waits");
-        let (tries, domain) = (schedule.tries(), domain.map(str::to_owned));
+        let (tries, is_apart, domain) = (schedule.tries(), domain.is_some(), domain.map(str::to_owned));
         let put_off = durable::note(&self.db, &self.stop, move |tx| match &domain {
             None => queue::postpone_all(tx, Which::Mail, &being_tried, now, until, tries),
             Some(domain) => apart::postpone_domain(tx, domain, &being_tried, now, until, tries),
         });
         self.counters.undeliverable(put_off.await.unwrap_or_default());
+        if !is_apart {
+            // Not before: what a proof has tried at once is what was put off.
+            self.word.mail_is_away.send_replace(());
+        }
         Verdict::Away(schedule, until)
     }
 }

@@ -18,7 +18,7 @@ use super::control::{Inner, NodeControl};
 use super::counters::Counters;
 use super::describe::Descriptors;
 use super::dummies::Dummies;
-use super::exit::{Domains, ExitService, MessageIds, OverLimits, Prover};
+use super::exit::{Domains, ExitService, MessageIds, OverLimits, Prover, Word};
 use super::incoming::{self, Incoming, PacketKeys, Worker};
 use super::keys::{InvalidKeys, KeyError, KeyPlan, Keyring};
 use super::link;
@@ -381,7 +381,7 @@ impl Node {
         crew.watch_the_disk(&incoming, config.home.clone());
         crew.tasks.spawn(rotation.run());
         crew.tasks.spawn(link::run(renew, identity, nickname.clone(), crew.world.clone(), crew.stop.clone()));
-        let exit_queue = crew.deliver(&bells);
+        let exit_queue = crew.deliver(&bells, prover.word());
         crew.tasks.spawn(prover.run());
         let desk = crew.publish(descriptors.clone());
         let statistics = crew.count(config);
@@ -463,7 +463,7 @@ impl Crew<'_> {
         self.tasks.spawn(incoming.room().clone().watch(room, self.changes.reserve.subscribe(), self.stop.clone()));
     }
 
-    fn deliver(&mut self, bells: &Bells) -> ExitQueue {
+    fn deliver(&mut self, bells: &Bells, word: Word) -> ExitQueue {
         let service = ExitService {
             db: self.db.clone(),
             bell: bells.exit.clone(),
@@ -480,6 +480,7 @@ impl Crew<'_> {
             dropping: Arc::default(),
             under_way: Arc::default(),
             being_tried: Arc::default(),
+            word,
             some_ready: Arc::new(true.into()),
         };
         let by_hand = service.by_hand();

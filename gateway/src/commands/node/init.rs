@@ -10,7 +10,7 @@ use clap::Args;
 use mix::crypto::Passphrase;
 use mix::directory::Nickname;
 use mix::node::World;
-use mix::node::config::{NodeConfig, SmtpDeliveryConfig};
+use mix::node::config::NodeConfig;
 use mix::node::describe;
 use mix::node::keys::{KeyPlan, Keyring};
 use mix::packet::HostName;
@@ -114,10 +114,11 @@ fn make_keys(config: &NodeConfig, passphrase: Option<Passphrase>) -> Result<Stri
     let (now, mut dice) = (world.now(), world.dice());
     let mut keyring = Keyring::open(&config.home.join("keys"), &plan, passphrase, &mut dice)?;
     keyring.make_ahead(&plan, now, &mut dice)?;
-    // That mail can be delivered is not proven yet.
-    let smtp = SmtpDeliveryConfig { enabled: false, ..config.smtp.clone() };
-    let config = &NodeConfig { smtp, ..config.clone() };
-    describe::describe(config, config.listen.port(), &keyring, now, &mut dice)?;
+    // That mail can be delivered is not proven yet, and need not be for users of a gateway.
+    let mut stated = config.clone();
+    stated.smtp.enabled = false;
+    stated.mbox.enabled &= config.mbox.address_file.is_none();
+    describe::describe(&stated, config.listen.port(), &keyring, now, &mut dice)?;
     Ok(keyring.identity().public_key().fingerprint())
 }
 

@@ -137,6 +137,51 @@ async fn domain_none_of_whose_servers_is_there_is_away() {
 }
 
 #[tokio::test]
+async fn mail_is_refused_where_no_server_that_answers_ever_takes_any_of_ours() {
+    for (command, answer, code) in [
+        ("greeting", "554 no mail from you", 554),
+        ("EHLO", "521 nor from anybody", 521),
+        ("MAIL", "550 not you", 550),
+        ("MAIL", "530 log in first", 530),
+    ] {
+        let (port, [mut first]) = servers([answers(command, answer)]).await;
+        // Of the second, whom nobody ever reaches, nothing is known.
+        assert_eq!(deliver(two(), port).await, Err(NotOffered::Refused { code }), "{command} {answer}");
+        assert!(!all(&mut first).iter().any(|line| line.starts_with("RCPT")), "{command} {answer}");
+    }
+}
+
+#[tokio::test]
+async fn mail_waits_where_one_server_has_not_refused_it_for_good() {
+    for (command, answer) in [("greeting", "421 busy"), ("MAIL", "451 later"), ("greeting", "nonsense")] {
+        let refuses = answers("greeting", "554 no mail from you");
+        let (port, _hears) = servers([refuses, answers(command, answer)]).await;
+        assert_eq!(deliver(two(), port).await, Err(NotOffered::Away), "{command} {answer}");
+    }
+}
+
+#[tokio::test]
+async fn refusal_of_a_server_that_has_not_proven_itself_is_not_believed_where_the_domain_asks_for_proof() {
+    let (port, _hears) = servers([answers("greeting", "554 no mail from you"), Manners::default()]).await;
+    let config = config(two_with_policy(), port).await;
+    let outcome = deliver_by(&config, policies(ENFORCED), "bob@b.example").await;
+    assert_eq!(outcome, Err(NotOffered::Away), "anybody on the way can say so");
+}
+
+#[tokio::test]
+async fn server_that_falls_silent_in_the_handshake_gets_its_mail_in_the_clear() {
+    let silent = || Manners { hang_at: Some("handshake"), offers_tls: true, ..Manners::default() };
+    let (port, [mut hears]) = servers([silent()]).await;
+    let config = MxConfig { timeout: Duration::from_secs(4), ..config(two(), port).await };
+    assert_eq!(deliver_by(&config, no_policies(), "bob@b.example").await, Ok(()));
+    assert!(has_mail(&mut hears));
+    let (port, [mut first, _second]) = servers([silent(), silent()]).await;
+    let config = MxConfig { timeout: Duration::from_secs(1), ..self::config(two_with_policy(), port).await };
+    assert_eq!(deliver_by(&config, policies(ENFORCED), "bob@b.example").await, Err(NotOffered::Away));
+    assert!(!all(&mut first).iter().any(|line| line.contains("MAIL")), "the domain wants TLS");
+}
+
+#[tokio::test]
 async fn server_that_hangs_leaves_time_for_the_next() {
     for command in ["greeting", "MAIL", "RCPT"] {
         let hangs = Manners { hang_at: Some(command), ..Manners::default() };

@@ -12,12 +12,14 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
+mod kept;
+
 /// How the server of a test behaves.
 #[derive(Clone, Default)]
 pub(crate) struct Manners {
     /// Answers this instead of the usual to the first command that begins so.
     pub(crate) refuse: Option<(&'static str, &'static str)>,
-    /// Never answers a command that begins so.
+    /// Never answers a command that begins so; at `handshake` it asks for TLS and says nothing more.
     pub(crate) hang_at: Option<&'static str>,
     /// Says its answer to a command that begins so octet by octet, one a minute.
     pub(crate) drips_at: Option<&'static str>,
@@ -29,14 +31,17 @@ pub(crate) struct Manners {
     pub(crate) implicit: bool,
     /// The ways to log in that it offers.
     pub(crate) logins: Option<&'static str>,
+    /// Hangs up instead of an answer to a command that begins so.
+    pub(crate) hangs_up_at: Option<&'static str>,
+    /// How it behaves once a connection has brought it so many mails.
+    pub(crate) later: Option<(usize, Box<Manners>)>,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// A mail server of one connection after the other; sends on what it heard, the mail as one entry, and before what came within
-/// TLS a `+`.
+/// A mail server; sends on what it heard, the mail as one entry, and before what came within TLS a `+`.
 async fn server(manners: Manners) -> (u16, mpsc::UnboundedReceiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     (listener.local_addr().unwrap().port(), server_on(listener, manners))
@@ -47,13 +52,15 @@ pub(crate) fn server_on(listener: TcpListener, manners: Manners) -> mpsc::Unboun
     let (heard, hears) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let _ = converse(stream, &manners, &heard).await;
+            let (manners, heard) = (manners.clone(), heard.clone());
+            tokio::spawn(async move { converse(stream, &manners, &heard).await });
         }
     });
     hears
 }
 
-async fn converse(stream: TcpStream, manners: &Manners, heard: &mpsc::UnboundedSender<String>) -> io::Result<()> {
+async fn converse(stream: TcpStream, mut manners: &Manners, heard: &mpsc::UnboundedSender<String>) -> io::Result<()> {
+    let mut mails = 0;
     let mut stream: BufReader<Box<dyn Stream>> = BufReader::new(Box::new(stream));
     if let Some(tls) = manners.tls.as_ref().filter(|_| manners.implicit) {
         stream = BufReader::new(Box::new(tls.accept(stream.into_inner()).await?));
@@ -63,6 +70,9 @@ async fn converse(stream: TcpStream, manners: &Manners, heard: &mpsc::UnboundedS
     let mut challenges = ["334 VXNlcm5hbWU6", "334 UGFzc3dvcmQ6", "235 welcome"].into_iter();
     let mut in_login = false;
     loop {
+        if manners.hangs_up_at.is_some_and(|it| command.starts_with(it)) {
+            return Ok(());
+        }
         if manners.hang_at.is_some_and(|it| command.starts_with(it)) {
             std::future::pending::<()>().await;
         }
@@ -99,12 +109,19 @@ async fn converse(stream: TcpStream, manners: &Manners, heard: &mpsc::UnboundedS
                 }
             }
             heard.send(mail).unwrap();
+            mails += 1;
             command = "mail".to_owned();
             continue;
+        }
+        if command.starts_with("STARTTLS") && manners.hang_at == Some("handshake") {
+            std::future::pending::<()>().await;
         }
         if let Some(tls) = manners.tls.as_ref().filter(|_| command.starts_with("STARTTLS")) {
             stream = BufReader::new(Box::new(tls.accept(stream.into_inner()).await?));
             mark = "+";
+        }
+        if let Some((_, later)) = manners.later.as_ref().filter(|(after, _)| command == "mail" && mails == *after) {
+            manners = later;
         }
         command.clear();
         if stream.read_line(&mut command).await? == 0 {
@@ -293,6 +310,20 @@ async fn opportunistic_tls_that_is_not_offered_or_broken_is_done_without() {
         let config = SmtpExitConfig { tls: SmtpTls::Opportunistic, ..config(port) };
         assert_eq!(deliver_by(config, "\r\n").await, Ok(()), "{offers_tls}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn opportunistic_tls_whose_handshake_comes_to_no_end_is_done_without_and_required_tls_is_not() {
+    let silent = || Manners { hang_at: Some("handshake"), offers_tls: true, ..Manners::default() };
+    let (port, mut hears) = server(silent()).await;
+    let (began, by) = (Instant::now(), SmtpExitConfig { tls: SmtpTls::Opportunistic, ..config(port) });
+    assert_eq!(deliver_by(by, "Subject: x\r\n\r\nx\r\n").await, Ok(()));
+    assert!(began.elapsed() < config(port).timeout, "{:?}", began.elapsed());
+    assert!(all(&mut hears).iter().any(|said| said.starts_with("Subject: x")));
+    let (port, mut hears) = server(silent()).await;
+    let outcome = deliver_by(SmtpExitConfig { tls: SmtpTls::Required, ..config(port) }, "\r\n").await;
+    assert_eq!(outcome, Err(DeliverError::Unavailable(Trouble::TimedOut)));
+    assert!(!all(&mut hears).iter().any(|said| said.starts_with("MAIL")));
 }
 
 #[tokio::test]

@@ -14,6 +14,10 @@ use crate::store::db::{instant, seconds};
 /// first is forgotten, and mail for it finds out by itself.
 const MAX_DOMAINS: usize = if cfg!(test) { 10 } else { 4096 };
 
+/// Proofs in a row that one is there, and mail that finds it away all the same, until mail waits for its own time again: else
+/// all of its tries could be spent on a server that takes proofs and nothing else.
+const BELIEVED: u32 = 3;
+
 /// What is known of a destination.
 #[derive(Debug, Default)]
 pub(in crate::node) struct MailServer {
@@ -23,6 +27,8 @@ pub(in crate::node) struct MailServer {
     pub(super) failures: u32,
     /// Until when it is not called.
     pub(super) until: Option<SystemTime>,
+    /// How often a proof has had mail tried since it was there.
+    proofs: u32,
     /// What the operator was told to mend, of a setting, a program or a folder.
     pub(super) told: Option<String>,
 }
@@ -40,6 +46,14 @@ impl MailServer {
         let next = instant(seconds(now + schedule.wait_after(self.failures).unwrap_or_default()));
         self.until = Some(next);
         next
+    }
+
+    /// A proof shows that it is there. Until when mail was to wait for it that is to be tried now.
+    pub(super) fn wakes(&mut self) -> Option<SystemTime> {
+        let until = self.until.take_if(|_| self.proofs < BELIEVED)?;
+        self.looks += 1;
+        self.proofs += 1;
+        Some(until)
     }
 
     /// Until when it is not called, if it is not called now.
@@ -85,6 +99,11 @@ impl Domains {
         seen
     }
 
+    /// They may be there, as [`MailServer::wakes`].
+    pub(super) fn wake(&mut self) -> Vec<SystemTime> {
+        self.away.values_mut().filter_map(MailServer::wakes).collect()
+    }
+
     /// All are there, as far as is known.
     pub(in crate::node) fn forget(&mut self) {
         self.away.clear();
@@ -123,6 +142,22 @@ mod tests {
 
     fn schedule(every: Duration) -> RetrySchedule {
         RetrySchedule::new(vec![RetryStep { every, during: 10 * every }])
+    }
+
+    #[test]
+    fn proof_is_believed_a_few_times_in_a_row_until_mail_finds_the_server_there() {
+        let (mut server, schedule) = (MailServer::default(), schedule(HOUR));
+        assert_eq!(server.wakes(), None, "nothing waits");
+        for _ in 0..2 {
+            for tries in 1..=BELIEVED {
+                let until = server.is_away(&schedule, NOON);
+                assert_eq!((server.wakes(), server.waits(NOON)), (Some(until), None), "{tries}");
+            }
+            server.is_away(&schedule, NOON);
+            assert_eq!(server.wakes(), None);
+            assert!(server.waits(NOON).is_some());
+            server.is_there();
+        }
     }
 
     #[test]

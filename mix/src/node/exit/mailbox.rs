@@ -219,6 +219,7 @@ impl ExitService {
             Ok(Some(Err(_))) => {
                 // What the system says names the folder, and so the user.
                 if told().is_some_and(|mut told| told.insert(line)) {
+                    self.word.folder_is_away.send_replace(());
                     warn!(
                         "a folder of node.mbox.address_file takes no mail: what is for it waits until this is mended"
                     );

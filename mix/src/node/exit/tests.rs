@@ -21,6 +21,7 @@ use crate::store::queue::pool::{self, PoolItem};
 mod apart;
 mod hostile;
 mod hostile_fragments;
+mod kept;
 mod limits;
 mod mailboxes;
 mod proof;
@@ -86,6 +87,7 @@ fn exit() -> Exited {
         dropping: Arc::default(),
         under_way: Arc::default(),
         being_tried: Arc::default(),
+        word: Word::default(),
         some_ready: Arc::default(),
     };
     Exited { service, mailbox, _home: home }

@@ -89,6 +89,13 @@ impl ExitService {
         under_way.tasks.len() < self.places(lane)
     }
 
+    /// Ends the connections that were kept for more mail.
+    pub(super) async fn leave_servers(&self) {
+        let ways = self.ways.borrow().of_mail();
+        let ends: JoinSet<()> = ways.into_iter().flatten().map(|way| async move { way.out.close().await }).collect();
+        ends.join_all().await;
+    }
+
     /// Makes it a delivery for each of its recipients.
     pub(super) async fn split(&self, id: ExitId, recipients: Vec<Mailbox>) -> Verdict {
         let _nothing_is_dropped_meanwhile = self.dropping.lock().await;

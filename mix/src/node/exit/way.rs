@@ -13,7 +13,7 @@ use crate::crypto::Digest;
 use crate::deliver::maildir::{Maildir, Tried, dressed};
 use crate::deliver::mx::{MxExit, NotOffered};
 use crate::deliver::sendmail::{NotSent, Sendmail};
-use crate::deliver::smtp::{Conversation, DeliverError, SmtpExit, Trouble};
+use crate::deliver::smtp::{Conversation, DeliverError, NotAsked, SmtpExit, Trouble};
 use crate::node::clock::Dice;
 use crate::path::Mailbox;
 
@@ -54,7 +54,7 @@ impl Unproven {
         Self { fault: Met { key, why: why.into() }.into(), passes: true }
     }
 
-    fn lasting(key: &'static str, why: impl Into<Fault>) -> Self {
+    pub(super) fn lasting(key: &'static str, why: impl Into<Fault>) -> Self {
         Self { fault: Met { key, why: why.into() }.into(), passes: false }
     }
 
@@ -197,6 +197,14 @@ impl WayOut {
         }
     }
 
+    /// No more mail is to come: connections that were kept for it end.
+    pub(super) async fn close(&self) {
+        // The servers of each domain are found anew for each mail, and so is what the domain promises of them.
+        if let Self::SmartHost(server) = self {
+            server.close().await;
+        }
+    }
+
     /// Goes as far as a mail would, but for the mail: a server is asked whether it would take one of `from` for `to`, a
     /// program is looked for, and into a folder a file is put that nobody reads.
     pub(super) async fn prove(&self, from: &Mailbox, to: &Mailbox, mut dice: Dice) -> Result<(), Unproven> {
@@ -233,9 +241,10 @@ impl WayOut {
         match self {
             Self::SmartHost(server) => {
                 let talk = async {
-                    let mut conversation = server.call(letter.from).await.map_err(NotTaken::before_the_mail)?;
-                    conversation.offer(letter.to).await.map_err(NotTaken::of_the_mail)?;
-                    Ok(conversation)
+                    server.offer(letter.from, letter.to).await.map_err(|why| match why {
+                        NotAsked::Before(why) => NotTaken::before_the_mail(why),
+                        NotAsked::Recipient(why) => NotTaken::of_the_mail(why),
+                    })
                 };
                 to_a_server(talk, letter, stop).await
             }
@@ -277,7 +286,7 @@ impl ExitService {
 }
 
 /// A proof where it may wait for the disk.
-async fn on_disk(
+pub(super) async fn on_disk(
     key: &'static str,
     proof: impl FnOnce() -> Result<(), Unproven> + Send + 'static,
 ) -> Result<(), Unproven> {

@@ -558,3 +558,74 @@ async fn attachments_are_delivered_and_stated_from_a_reload_on() {
     }
     story.end().await;
 }
+
+/// A port where nobody is.
+fn nobody() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[tokio::test]
+async fn mail_that_waits_for_a_server_is_tried_at_once_when_a_proof_finds_it_there_again() {
+    let port = nobody();
+    let mut story = Story::begin(
+        |config| {
+            config.smtp.enabled = true;
+            config.smtp.mail.return_address = Mailbox::parse("nobody@exit.example").ok();
+            config.smtp.server.port = port;
+        },
+        |_| {},
+    )
+    .await;
+    let compressed = compress(b"\ntext");
+    let queued = move |tx: &Tx<'_>| exit::insert_message(tx, RoutingType::SMTP, b"bob@b.example", &compressed);
+    story.running.db.write(queued).unwrap();
+    story.running.control.exit_queue().change(Chosen::All, Change::Flush).await.unwrap();
+    let in_a_month = std::time::SystemTime::now() + 30 * 24 * Duration::from_secs(3600);
+    let db = story.running.db.clone();
+    let attempts = || db.read(|view| exit::due(view, in_a_month, 10)).unwrap().first().map(|item| item.attempts);
+    until("a failure", || attempts() == Some(1)).await;
+    let mut hears = server_on(TcpListener::bind(("127.0.0.1", port)).await.unwrap(), Manners::default());
+    story.reload(|_| {}).await;
+    let arrived = async { while hears.recv().await.is_some_and(|said| !said.starts_with("RCPT TO:<bob@")) {} };
+    timeout(PATIENCE, arrived).await.expect("mail for bob, hours before its time");
+    story.end().await;
+}
+
+#[tokio::test]
+async fn users_elsewhere_are_offered_delivery_when_it_is_proven_and_those_of_the_gateway_always() {
+    let folder = tempfile::tempdir().unwrap();
+    let (table, mail) = (folder.path().join("users"), folder.path().join("mail"));
+    std::fs::write(&table, "eve: eve@home.example\n").unwrap();
+    let port = nobody();
+    let by = |config: &mut NodeConfig| {
+        (config.mbox.enabled, config.mbox.address_file) = (true, Some(table.clone()));
+        config.smtp.server.port = port;
+        config.smtp.mail.return_address = Mailbox::parse("nobody@exit.example").ok();
+        config.fragments.enabled = true;
+    };
+    let mut story = Story::begin(by, |_| {}).await;
+    assert!(story.running.descriptor().mbox().is_none(), "nobody is there");
+    assert!(story.running.descriptor().fragmented().is_some(), "as ever");
+    story
+        .reload(|config| {
+            config.smtp.way = Way::Maildir;
+            config.smtp.maildir.path = Some(mail.clone());
+        })
+        .await;
+    story.running.control.settled().await.unwrap();
+    assert!(story.running.descriptor().mbox().is_some());
+    // A folder of a user's own, where there is none.
+    std::fs::write(&table, format!("eve: {}\n", table.display())).unwrap();
+    story.reload(|_| {}).await;
+    story.running.control.settled().await.unwrap();
+    assert!(story.running.descriptor().mbox().is_none());
+    std::fs::write(&table, format!("eve: {}\nbob: {}\n", table.display(), mail.display())).unwrap();
+    story.reload(|_| {}).await;
+    story.running.control.settled().await.unwrap();
+    assert!(story.running.descriptor().mbox().is_some(), "bob has one that takes mail");
+    story.end().await;
+    std::fs::write(&table, "eve: eve@home.example\n").unwrap();
+    let story = Story::begin(by, |parts| parts.mailboxes = Some(Arc::new(Frida::default()))).await;
+    assert!(story.running.descriptor().mbox().is_some(), "frida has mail here");
+    story.end().await;
+}

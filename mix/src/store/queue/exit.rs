@@ -226,6 +226,18 @@ pub fn try_now(tx: &Tx<'_>, which: Which, now: SystemTime) -> Result<(), StoreEr
     tx.execute(bring, params![exit_type, seconds(now), with_mail, is_so]).map(drop)
 }
 
+/// Makes those of these due at `now` that were put off until `until`, as all are that wait for one who is away. What is held
+/// waits for the operator. The attempts that it has had stay counted.
+///
+/// # Errors
+/// What the database says.
+pub fn try_what_waits(tx: &Tx<'_>, which: Which, until: SystemTime, now: SystemTime) -> Result<(), StoreError> {
+    let Parts { exit_type, with_mail, is_so } = which.parts();
+    let bring = "UPDATE exit SET next_attempt = ?2
+        WHERE held = 0 AND next_attempt = ?5 AND ?5 > ?2 AND (exit_type = ?1 OR (?3 AND by_mail)) = ?4";
+    tx.execute(bring, params![exit_type, seconds(now), with_mail, is_so, seconds(until)]).map(drop)
+}
+
 /// Makes these due at `now`, held or not. The attempts that they have had stay counted.
 ///
 /// # Errors

@@ -22,7 +22,9 @@ async fn mail_for_whoever_is_refused_is_dropped_before_any_server_is_called_and_
     until("mail for bob and eve", || counts().delivered == 2).await;
     exited.service.stop.cancel();
     service.await.unwrap();
-    assert_eq!((counts().refused, counts().undeliverable, calls.load(Ordering::Relaxed)), (2, 2, 2));
+    assert_eq!((counts().refused, counts().undeliverable), (2, 2));
+    // The second may have gone by the connection of the first.
+    assert!((1..=2).contains(&calls.load(Ordering::Relaxed)), "{calls:?}");
     assert_eq!(exited.attempts(), [0; 0]);
 }
 
@@ -113,7 +115,8 @@ async fn mail_that_is_over_its_limit_at_the_end_of_the_schedule_is_dropped() {
     }
     let counts = exited.service.counters.snapshot();
     assert_eq!((counts.delivered, counts.limited, counts.undeliverable), (2, 4, 1));
-    assert_eq!((exited.attempts(), calls.load(Ordering::Relaxed)), (vec![], 2));
+    assert_eq!(exited.attempts(), [0; 0]);
+    assert!((1..=2).contains(&calls.load(Ordering::Relaxed)), "{calls:?}");
 }
 
 #[tokio::test]
