@@ -3,7 +3,8 @@
 //! Of a file its type and its octets are the sender's; its name is a number, and there are no other headers. Reading what a
 //! sender wrote is `payload::entity`'s.
 
-use super::{field, fold, write_text};
+use super::lines::{field, fold};
+use super::text::write_text;
 use crate::payload::entity::{File, base64_lines, boundary};
 
 /// Writes the headers that say what the body is, and the body: the text, which has the exit's own words in it by now, then
