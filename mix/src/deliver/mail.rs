@@ -11,11 +11,12 @@ use std::time::SystemTime;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use self::lines::{field, fold, message_ids, one_line, phrase, sender_name, unstructured, words};
+use self::lines::{field, fold, message_ids, phrase, unstructured};
 use self::text::write_text;
 use super::opt_out::Offer;
 use crate::path::Mailbox;
 use crate::payload::entity::Entity;
+use crate::payload::words::{encoded, sender_name, shown};
 
 mod lines;
 mod multipart;
@@ -83,9 +84,9 @@ pub struct NoReturnAddress;
 /// What the sender of a message wants in the headers of the mail (E2E-spec 3.2.2).
 #[derive(Clone, Copy, Default)]
 pub struct Heading<'a> {
-    /// The subject.
+    /// The subject; encoded words (RFC 2047) are read, and written anew.
     pub subject: Option<&'a str>,
-    /// The name in the From line; left out when it has one of `"[]:`.
+    /// The name in the From line, read so too; left out when it has one of `"[]:`.
     pub from: Option<&'a str>,
     /// A message id.
     pub in_reply_to: Option<&'a str>,
@@ -238,16 +239,16 @@ impl MailWriter {
     /// The headers that the reference has, in its order.
     fn headers(&self, to: &Mailbox, heading: Heading) -> String {
         let config = &self.config;
-        let subject = heading.subject.map(one_line).filter(|subject| !subject.is_empty());
+        let subject = heading.subject.map(shown).filter(|subject| !subject.is_empty());
         let mut headers = field("To", to.as_str());
         headers.push_str(&self.from(heading.from));
-        headers.push_str(&unstructured("Subject", &subject.unwrap_or_else(|| one_line(&config.subject))));
+        headers.push_str(&unstructured("Subject", &subject.unwrap_or_else(|| shown(&config.subject))));
         headers.push_str(&message_ids("In-Reply-To", heading.in_reply_to));
         headers.push_str(&message_ids("References", heading.references));
         headers.push_str("X-Anonymous: yes\r\n");
         for (name, value) in [("X-Abuse", &config.abuse), ("Comments", &config.comments)] {
             if let Some(value) = value {
-                headers.push_str(&unstructured(name, &one_line(value)));
+                headers.push_str(&unstructured(name, &shown(value)));
             }
         }
         headers.push_str(&self.opt_out.as_ref().map(|offer| offer.headers(to)).unwrap_or_default());
@@ -258,11 +259,11 @@ impl MailWriter {
     fn from(&self, name: Option<&str>) -> String {
         let name = name.filter(|_| self.config.allow_from).and_then(sender_name);
         let Some(name) = name else { return field("From", self.return_address.as_str()) };
-        let tag = one_line(&self.config.from_tag);
+        let tag = shown(&self.config.from_tag);
         let named = |phrase: &str| format!("{phrase} <{}>", self.return_address);
         let phrase = phrase(&tag, &name);
         fold("From", &named(&phrase))
-            .or_else(|| fold("From", &named(&words(&format!("{tag} {name}")))))
+            .or_else(|| fold("From", &named(&encoded(&format!("{tag} {name}")))))
             .expect("words of at most 75 characters and a mailbox: both fit a line")
     }
 
