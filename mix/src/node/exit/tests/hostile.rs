@@ -30,6 +30,14 @@ fn what_a_mail_cannot_show_goes_out_whole_in_armour() {
     }
 }
 
+#[tokio::test]
+async fn mail_for_a_mailbox_that_no_server_takes_is_dropped_and_counted() {
+    let (exited, calls) = exit_to(Server::Takes).await;
+    exited.queue(RoutingType::SMTP, &format!("{}@example.org", "x".repeat(243)), b"\ntext");
+    exited.deliver_all().await;
+    assert_eq!((exited.service.counters.snapshot().undeliverable, calls.load(Ordering::Relaxed)), (1, 0));
+}
+
 #[test]
 fn no_text_brings_a_line_end_of_its_own_into_a_mail() {
     for body in NO_TEXT {
