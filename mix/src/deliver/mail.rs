@@ -6,6 +6,7 @@
 //! mail to a server is `smtp`'s.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
@@ -20,6 +21,7 @@ use crate::payload::words::{encoded, sender_name, shown};
 
 mod lines;
 mod multipart;
+pub mod notice;
 mod text;
 
 /// No line of a mail may be longer (RFC 5322 2.1.1).
@@ -42,8 +44,10 @@ pub struct MailConfig {
     pub abuse: Option<String>,
     /// The Comments line.
     pub comments: Option<String>,
-    /// What stands before each message, such as a disclaimer.
+    /// What stands above each message, such as a disclaimer.
     pub notice: Option<String>,
+    /// The file that says so in its place.
+    pub notice_file: Option<PathBuf>,
 }
 
 impl Default for MailConfig {
@@ -56,6 +60,7 @@ impl Default for MailConfig {
             abuse: None,
             comments: None,
             notice: None,
+            notice_file: None,
         }
     }
 }
@@ -191,18 +196,27 @@ pub fn with_line_feeds(mail: &[u8]) -> Vec<u8> {
 pub struct MailWriter {
     config: MailConfig,
     return_address: Mailbox,
+    /// What stands above each message.
+    notice: Option<String>,
     /// How recipients ask for no more mail.
     opt_out: Option<Offer>,
 }
 
 impl MailWriter {
-    /// A writer with the exit's settings.
+    /// A writer with the exit's settings. Above its messages stands what [`MailWriter::under`] says alone: what the settings
+    /// say of it may be in a file.
     ///
     /// # Errors
     /// [`NoReturnAddress`].
     pub fn new(config: MailConfig) -> Result<Self, NoReturnAddress> {
         let return_address = config.return_address.clone().ok_or(NoReturnAddress)?;
-        Ok(Self { config, return_address, opt_out: None })
+        Ok(Self { config, return_address, notice: None, opt_out: None })
+    }
+
+    /// The same, whose messages have a notice above them.
+    #[must_use]
+    pub fn under(self, notice: Option<String>) -> Self {
+        Self { notice, ..self }
     }
 
     /// The same, whose mails say how to get no more of them.
@@ -229,9 +243,11 @@ impl MailWriter {
         mail.push_str(&field("Date", &date(now)));
         mail.push_str(&field("Message-ID", &message_id(self.return_address.domain(), rng)));
         mail.push_str("MIME-Version: 1.0\r\n");
+        let (explanation, message) = content.parts();
+        let above = self.above(to, explanation);
         match content {
-            Content::Attachments(entity) => multipart::write(&mut mail, &self.body(to, content), entity.files()),
-            _ => write_text(&mut mail, &self.body(to, content)),
+            Content::Attachments(entity) => multipart::write(&mut mail, &(above + message), entity.files()),
+            _ => write_text(&mut mail, &(above + message)),
         }
         mail.into_bytes()
     }
@@ -267,16 +283,17 @@ impl MailWriter {
             .expect("words of at most 75 characters and a mailbox: both fit a line")
     }
 
-    /// Notice, how to opt out, explanation, message.
-    fn body(&self, to: &Mailbox, content: Content) -> String {
-        let (explanation, message) = content.parts();
+    /// What stands above the message: notice, how to opt out, explanation.
+    fn above(&self, to: &Mailbox, explanation: Option<&str>) -> String {
         let opt_out = self.opt_out.as_ref().map(|offer| offer.sentence(to));
         let mut body = String::new();
-        for above in [self.config.notice.as_deref(), opt_out.as_deref(), explanation].into_iter().flatten() {
-            body.push_str(above.trim_end());
-            body.push_str("\n\n");
+        for above in [self.notice.as_deref(), opt_out.as_deref(), explanation].into_iter().flatten() {
+            let above = above.trim_end();
+            if !above.is_empty() {
+                body.push_str(above);
+                body.push_str("\n\n");
+            }
         }
-        body.push_str(message);
         body
     }
 }

@@ -16,10 +16,14 @@ fn config() -> MailConfig {
 }
 
 fn write_with(config: MailConfig, heading: Heading, content: Content) -> String {
+    write_by(MailWriter::new(config).unwrap(), heading, content)
+}
+
+fn write_by(writer: MailWriter, heading: Heading, content: Content) -> String {
     let mut rng = CounterRng::new(&StreamKey::new([7; 16]));
     let to = Mailbox::parse("bob@example.org").unwrap();
     let now = UNIX_EPOCH + Duration::from_secs(1_795_395_600);
-    let mail = MailWriter::new(config).unwrap().write(&to, heading, content, now, &mut rng);
+    let mail = writer.write(&to, heading, content, now, &mut rng);
     let mail = String::from_utf8(mail).unwrap();
     assert!(mail.is_ascii());
     assert!(!mail.replace("\r\n", "").contains(['\r', '\n']), "{mail:?}");
@@ -63,10 +67,10 @@ fn ascii_text_goes_out_as_it_is_under_the_headers_of_the_reference() {
     let config = MailConfig {
         abuse: Some("abuse@exit.example".into()),
         comments: Some("See https://exit.example".into()),
-        notice: Some("Nobody knows the sender.".into()),
         ..config()
     };
-    let mail = write_with(config, heading, Content::Text("Hello\n.\nFrom me\n"));
+    let writer = MailWriter::new(config).unwrap().under(Some("Nobody knows the sender.\n".into()));
+    let mail = write_by(writer, heading, Content::Text("Hello\n.\nFrom me\n"));
     let (before, after) = mail.split_once("Message-ID: <").unwrap();
     let (id, after) = after.split_once('>').unwrap();
     assert_eq!(
@@ -89,8 +93,8 @@ fn mail_says_how_to_get_no_more_of_them_above_the_message_and_to_programs() {
     let to = Mailbox::parse("bob@example.org").unwrap();
     let offer = Offer::new(key, Some("https://exit.example/o".into()), None).unwrap();
     let (headers, sentence) = (offer.headers(&to), offer.sentence(&to));
-    let config = MailConfig { notice: Some("Nobody knows the sender.".into()), ..config() };
-    let writer = MailWriter::new(config).unwrap().offering(Some(offer));
+    let notice = Some("Nobody knows the sender.".into());
+    let writer = MailWriter::new(config()).unwrap().under(notice).offering(Some(offer));
     let mut rng = CounterRng::new(&StreamKey::new([7; 16]));
     let mail = writer.write(&to, Heading::default(), Content::Text("Hello\n"), UNIX_EPOCH, &mut rng);
     let mail = String::from_utf8(mail).unwrap();
@@ -164,6 +168,14 @@ fn armour_comes_with_a_sentence_that_says_why() {
 }
 
 #[test]
+fn notice_that_says_nothing_leaves_no_room_for_itself() {
+    for notice in ["", "\n \n"] {
+        let writer = MailWriter::new(config()).unwrap().under(Some(notice.into()));
+        assert!(write_by(writer, Heading::default(), Content::Text("x\n")).ends_with("7bit\r\n\r\nx\r\n"));
+    }
+}
+
+#[test]
 fn non_ascii_subject_goes_out_in_encoded_words_and_comes_back_whole() {
     let subject = "Grüße, ".repeat(40) + "Ende 没有 \u{1f980}";
     let (back, mail) = subject_of(&subject);
@@ -201,7 +213,7 @@ fn words_that_say_nothing_are_shown_as_they_are() {
     for hidden in ["=?utf-8?Q?=FF=FE?=", "=?us-ascii?Q?=FC?=", "=?utf-8?X?a?=", "=?utf-8?Q?a?b?=", "=?"] {
         let (back, mail) = subject_of(hidden);
         assert_eq!(back, hidden);
-        assert!(!mail.contains(&format!("Subject: {hidden}")), "{mail}");
+        assert!(!mail.contains(&format!("Subject: {hidden}\r\n")), "{mail}");
         assert_eq!(from_of(hidden).0.unwrap().replace("[Anon] ", ""), hidden);
     }
 }
