@@ -1,7 +1,8 @@
 //! A message that leaves the network, written as a mail (E2E-spec 3.2.3, 3.3.3; RFC 5322, 2045, 2047).
 //!
 //! Text goes out as readable UTF-8, with its attachments if it has some (`multipart`); what cannot be shown as text goes
-//! out in armour, with a sentence that says why.
+//! out in armour, with a sentence that says why, and always as it is: where the words above it need an encoding, it is a part
+//! of its own.
 //! Headers come in the order of the reference; what a stranger puts into one never becomes another header. Handing the
 //! mail to a server is `smtp`'s.
 
@@ -13,7 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use self::lines::{field, fold, message_ids, phrase, unstructured};
-use self::text::write_text;
+use self::text::{is_plain, write_text};
 use super::opt_out::Offer;
 use crate::path::Mailbox;
 use crate::payload::entity::Entity;
@@ -113,6 +114,11 @@ pub enum Content<'a> {
         /// The armour.
         armour: &'a str,
     },
+    /// One of several parts of a message, in armour.
+    Fragment {
+        /// The armour.
+        armour: &'a str,
+    },
     /// A payload that only its recipient can open, in armour.
     Encrypted {
         /// The armour.
@@ -132,6 +138,7 @@ impl fmt::Debug for Content<'_> {
             Self::Attachments(_) => "Attachments(..)",
             Self::Malformed(_) => "Malformed(..)",
             Self::Binary { .. } => "Binary(..)",
+            Self::Fragment { .. } => "Fragment(..)",
             Self::Encrypted { .. } => "Encrypted(..)",
             Self::Overcompressed { .. } => "Overcompressed(..)",
         })
@@ -139,6 +146,14 @@ impl fmt::Debug for Content<'_> {
 }
 
 impl<'a> Content<'a> {
+    /// Whether it is for programs that read armour.
+    fn is_armour(self) -> bool {
+        match self {
+            Self::Binary { .. } | Self::Fragment { .. } | Self::Encrypted { .. } | Self::Overcompressed { .. } => true,
+            Self::Text(_) | Self::Attachments(_) | Self::Malformed(_) => false,
+        }
+    }
+
     /// What the recipient is told of the armour, and what follows.
     fn parts(self) -> (Option<&'static str>, &'a str) {
         match self {
@@ -153,6 +168,13 @@ impl<'a> Content<'a> {
             ),
             Self::Binary { armour } => (
                 Some("The message below is not text, so it comes in Base64. Decode it to have it as it was sent."),
+                armour,
+            ),
+            Self::Fragment { armour } => (
+                Some(
+                    "The message below is one of several parts of a longer one. Keep it until the others are here, which\n\
+                     come in mails of their own, and then put them together with your Type III software.",
+                ),
                 armour,
             ),
             Self::Encrypted { armour } => (
@@ -247,6 +269,8 @@ impl MailWriter {
         let above = self.above(to, explanation);
         match content {
             Content::Attachments(entity) => multipart::write(&mut mail, &(above + message), entity.files()),
+            // Whoever decodes it cuts it out of the mail as it lies there.
+            _ if content.is_armour() && !is_plain(&above) => multipart::write_armour(&mut mail, &above, message),
             _ => write_text(&mut mail, &(above + message)),
         }
         mail.into_bytes()

@@ -744,7 +744,8 @@ fn write_mail(
         },
         (ExitContent::Overcompressed { .. }, None) => Content::Overcompressed { armour },
         (ExitContent::Encrypted { .. }, None) => Content::Encrypted { armour },
-        (ExitContent::Plain { .. } | ExitContent::Fragment { .. }, None) => Content::Binary { armour },
+        (ExitContent::Fragment { .. }, None) => Content::Fragment { armour },
+        (ExitContent::Plain { .. }, None) => Content::Binary { armour },
     };
     Some(way.writer.write(to, heading, content, now, dice))
 }

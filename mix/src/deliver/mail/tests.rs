@@ -156,6 +156,7 @@ fn armour_comes_with_a_sentence_that_says_why() {
     let armour = "-----BEGIN TYPE III ANONYMOUS MESSAGE-----\n";
     for (content, words) in [
         (Content::Binary { armour }, "is not text"),
+        (Content::Fragment { armour }, "one of several parts"),
         (Content::Encrypted { armour }, "with a key only"),
         (Content::Overcompressed { armour }, "compressed"),
     ] {
@@ -172,6 +173,28 @@ fn notice_that_says_nothing_leaves_no_room_for_itself() {
     for notice in ["", "\n \n"] {
         let writer = MailWriter::new(config()).unwrap().under(Some(notice.into()));
         assert!(write_by(writer, Heading::default(), Content::Text("x\n")).ends_with("7bit\r\n\r\nx\r\n"));
+    }
+}
+
+#[test]
+fn armour_is_lines_of_the_mail_whatever_stands_above_it() {
+    let armour = "-----BEGIN TYPE III ANONYMOUS MESSAGE-----\nMessage-type: binary\n\nYQ==\n                  -----END TYPE III ANONYMOUS MESSAGE-----\n";
+    let lines = armour.replace('\n', "\r\n");
+    for notice in ["Grüße", &"x".repeat(MAX_LINE_LEN + 1)] {
+        for content in [
+            Content::Binary { armour },
+            Content::Fragment { armour },
+            Content::Encrypted { armour },
+            Content::Overcompressed { armour },
+        ] {
+            let writer = MailWriter::new(config()).unwrap().under(Some(notice.into()));
+            let mail = write_by(writer, Heading::default(), content);
+            assert!(mail.contains(&format!("us-ascii\r\nContent-Transfer-Encoding: 7bit\r\n\r\n{lines}")), "{mail}");
+            let parsed = MessageParser::default().parse(mail.as_bytes()).unwrap();
+            let text = parsed.body_text(0).unwrap().replace("\r\n", "\n");
+            assert!(text.starts_with(&format!("{notice}\n\nThe message below ")), "{text}");
+            assert_eq!(parsed.body_text(1).unwrap().trim_end(), lines.trim_end());
+        }
     }
 }
 

@@ -14,12 +14,26 @@ pub(super) fn write_text(mail: &mut String, text: &str) {
     mail.push_str(&body);
 }
 
+/// The same for armour, whose lines stay as they are.
+pub(super) fn write_armour(mail: &mut String, armour: &str) {
+    mail.push_str("Content-Type: text/plain; charset=us-ascii\r\nContent-Transfer-Encoding: 7bit\r\n\r\n");
+    mail.extend(as_it_is(armour));
+}
+
+/// Whether SMTP takes a text as it is.
+pub(super) fn is_plain(text: &str) -> bool {
+    // A CR alone is the end of a line for some servers, behind which a command may stand.
+    text.is_ascii() && text.lines().all(|line| line.len() <= MAX_LINE_LEN && !line.contains(['\r', '\0']))
+}
+
+fn as_it_is(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().flat_map(|line| [line, "\r\n"])
+}
+
 /// As it is where SMTP allows, else as quoted-printable. A text always ends its last line.
 fn transfer_encode(text: &str) -> (&'static str, String) {
-    // A CR alone is the end of a line for some servers, behind which a command may stand.
-    let is_plain = |line: &str| line.len() <= MAX_LINE_LEN && !line.contains(['\r', '\0']);
-    if text.is_ascii() && text.lines().all(is_plain) {
-        return ("7bit", text.lines().flat_map(|line| [line, "\r\n"]).collect());
+    if is_plain(text) {
+        return ("7bit", as_it_is(text).collect());
     }
     let mut encoded = String::with_capacity(text.len() * 3 / 2);
     for line in text.lines() {
