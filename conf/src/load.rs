@@ -172,7 +172,7 @@ pub(crate) struct Setting {
 
 impl Setting {
     fn new(variable: Option<String>, path: Vec<String>, text: String) -> Self {
-        let value = text.parse().unwrap_or_else(|_| Value::from(text.as_str()));
+        let value = read(&text);
         Self { variable, path, text, value }
     }
 
@@ -196,6 +196,32 @@ impl Setting {
         }
         self.value = Value::from(self.text.as_str());
         true
+    }
+}
+
+/// A value as TOML has it, or the text as it stands. figment reads more than TOML (`[a, b]`), but counts letters of a text in
+/// quotes as octets: it breaks down at an escape behind a letter that is not ASCII, with some of the text on the terminal, or
+/// loses what is before it.
+fn read(text: &str) -> Value {
+    if text.contains('"') && text.contains('\\') {
+        let toml = text.trim().parse().map(|value| of_toml(&value));
+        return toml.unwrap_or_else(|_| Value::from(text));
+    }
+    text.parse().unwrap_or_else(|_| Value::from(text))
+}
+
+fn of_toml(value: &toml_edit::Value) -> Value {
+    match value {
+        toml_edit::Value::String(text) => Value::from(text.value().as_str()),
+        toml_edit::Value::Integer(number) => Value::from(*number.value()),
+        toml_edit::Value::Float(number) => Value::from(*number.value()),
+        toml_edit::Value::Boolean(truth) => Value::from(*truth.value()),
+        toml_edit::Value::Datetime(time) => Value::from(time.value().to_string()),
+        toml_edit::Value::Array(list) => Value::from(list.iter().map(of_toml).collect::<Vec<_>>()),
+        toml_edit::Value::InlineTable(table) => {
+            let table = table.iter().map(|(key, value)| (key.to_owned(), of_toml(value)));
+            Value::from(table.collect::<Dict>())
+        }
     }
 }
 

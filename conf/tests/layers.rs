@@ -180,6 +180,46 @@ fn wrong_secret_is_not_shown() {
 }
 
 #[test]
+fn text_in_quotes_is_read_whole_whatever_letters_stand_before_an_escape() {
+    for (written, read) in [
+        (r#""Gr\u00fc\u00dfe\r\nx""#, "Gr\u{fc}\u{df}e\r\nx"),
+        ("\"Gr\u{fc}\u{df}e\\r\\nx\"", "Gr\u{fc}\u{df}e\r\nx"),
+        ("\"\u{e9}\u{e9}\\t!\"", "\u{e9}\u{e9}\t!"),
+        (" \"\u{e9}\\\"\" ", "\u{e9}\""),
+        // No TOML: the text as it stands.
+        ("\"\u{e9}\\x\"", "\"\u{e9}\\x\""),
+        ("\u{e9}\\t\"", "\u{e9}\\t\""),
+    ] {
+        let settings = Given::new("").env("MIXGATE_DOOR__PASSWORD", written).option("name", written).load().unwrap();
+        assert_eq!((settings.door.password.as_deref(), settings.name.as_str()), (Some(read), read));
+    }
+    let tags = Given::new("").option("door.tags", "[\"\u{e9}\\n\", \"b\"]").load().unwrap().door.tags;
+    assert_eq!(tags, ["\u{e9}\n", "b"]);
+}
+
+#[test]
+fn secret_in_quotes_is_shown_by_no_error() {
+    for written in ["{ p\u{e4}ss = \"p\u{e4}ssw\u{f6}rt\\n\" }", "[\"p\u{e4}ssw\u{f6}rt\\n\", [\"ssw\"]]"] {
+        let settings = Given::new("").env("MIXGATE_DOOR__PASSWORD", written).option("name", written).load().unwrap();
+        assert_eq!((settings.door.password.as_deref(), settings.name.as_str()), (Some(read), read));
+    }
+    let tags = Given::new("").option("door.tags", "[\"\u{e9}\\n\", \"b\"]").load().unwrap().door.tags;
+    assert_eq!(tags, ["\u{e9}\n", "b"]);
+}
+
+#[test]
+fn secret_in_quotes_is_shown_by_no_error() {
+    for written in ["{ p\u{e4}ss = \"p\u{e4}ssw\u{f6}rt\\n\" }", "[\"p\u{e4}ssw\u{f6}rt\\n\", [\"ssw\"]]"] {
+        let given = Given::new("").option("door.port", "\"p\u{e4}ssw\u{f6}rt\\n\"").option("door.mode", "open");
+        assert!(matches!(given.error(), ConfError::Override { .. }));
+        let settings = Given::new("").env("MIXGATE_DOOR__PASSWORD", written).load().unwrap();
+        assert_eq!(settings.door.password.as_deref(), Some(written));
+        let error = Given::new("").env("MIXGATE_DOOR__PASSWORD__X", written).error();
+        assert!(!format!("{error} {error:?}").contains("ssw"), "{error}");
+    }
+}
+
+#[test]
 fn errors_inside_a_list_of_tables_name_the_line_in_it() {
     let text = "[[peers]]\nhost = \"a\"\nport = 1\n\n[[peers]]\nhost = \"b\"\n";
     let error = Given::new(text).error();

@@ -12,9 +12,9 @@ use mail_builder::headers::content_type::ContentType;
 use mail_builder::headers::date::Date;
 use mail_builder::headers::message_id::MessageId;
 use mail_builder::headers::raw::Raw;
-use mail_builder::headers::text::Text;
 use mail_builder::mime::MimePart;
 use mix::payload::MessageHeaders;
+use mix::payload::words::{encoded, is_message_ids, is_plain, sender_name, shown};
 use mix::store::keyring::LOCAL_DOMAIN;
 use rand::CryptoRng;
 
@@ -54,8 +54,9 @@ impl std::fmt::Debug for Envelope<'_> {
 
 /// A mail with these headers and this body. A body that is no text comes as an attachment, octet by octet.
 pub fn mail(envelope: &Envelope<'_>, headers: &MessageHeaders, body: &[u8], rng: &mut impl CryptoRng) -> Letter {
-    let subject = headers.subject.as_deref().map(clean).filter(|subject| !subject.is_empty());
-    let from = headers.from.as_deref().map(clean).filter(|from| !from.is_empty());
+    let subject =
+        headers.subject.as_deref().map(|subject| clean(&shown(subject))).filter(|subject| !subject.is_empty());
+    let from = headers.from.as_deref().and_then(sender_name);
     let mut builder = begin(envelope, from.as_deref(), subject.as_deref().unwrap_or(DEFAULT_SUBJECT), rng);
     for (name, ids) in [("In-Reply-To", &headers.in_reply_to), ("References", &headers.references)] {
         if let Some(ids) = ids.as_deref().map(clean).filter(|ids| is_message_ids(ids)) {
@@ -128,12 +129,11 @@ pub(crate) fn finish(builder: MessageBuilder<'_>) -> Letter {
     Letter::new(octets)
 }
 
-/// Encoded words (RFC 2047) pass as they are, for the mail client to read: within quotes it would not. Every other name
-/// is quoted, so that it can be nothing but a name.
+/// A name is quoted, so that it can be nothing but a name, or in encoded words (RFC 2047) of this program.
 fn sender(name: Option<&str>) -> HeaderType<'static> {
     match name {
-        Some(name) if name.split(' ').all(is_encoded_word) => Raw::new(format!("{name} <{ANONYMOUS_ADDRESS}>")).into(),
-        Some(name) => Address::new_address(Some(name.to_owned()), ANONYMOUS_ADDRESS).into(),
+        Some(name) if is_plain(name) => Address::new_address(Some(name.to_owned()), ANONYMOUS_ADDRESS).into(),
+        Some(name) => Raw::new(format!("{} <{ANONYMOUS_ADDRESS}>", encoded(name))).into(),
         None => Address::from(ANONYMOUS_ADDRESS).into(),
     }
 }
@@ -145,32 +145,9 @@ pub(crate) fn recipient(identity: &str) -> Address<'static> {
     Address::new_address(Some(clean(identity)), format!("{local_part}@{LOCAL_DOMAIN}"))
 }
 
-/// ASCII passes as it is, encoded words (RFC 2047) among it, for the mail client to read.
-pub(crate) fn unstructured(value: &str) -> HeaderType<'static> {
-    if value.is_ascii() { Raw::new(value.to_owned()).into() } else { Text::new(value.to_owned()).into() }
-}
-
-/// As [`mix::payload::headers::encode_word`] makes them, with any charset; nothing in them ends a phrase or a line.
-fn is_encoded_word(word: &str) -> bool {
-    let inner = word.strip_prefix("=?").and_then(|rest| rest.strip_suffix("?="));
-    let Some(mut fields) = inner.map(|inner| inner.split('?')) else { return false };
-    let token = |c: char| c.is_ascii_alphanumeric() || "-_*".contains(c);
-    let encoded = |c: char| c.is_ascii_alphanumeric() || "!*+-/=_".contains(c);
-    matches!(
-        (fields.next(), fields.next(), fields.next(), fields.next()),
-        (Some(charset), Some("B" | "b" | "Q" | "q"), Some(text), None)
-            if !charset.is_empty() && charset.chars().all(token) && text.chars().all(encoded)
-    )
-}
-
-/// `<left@right>`, one or more of them, in printable ASCII.
-pub(crate) fn is_message_ids(value: &str) -> bool {
-    value.split(' ').all(|id| {
-        let inner = id.strip_prefix('<').and_then(|rest| rest.strip_suffix('>'));
-        inner.is_some_and(|inner| {
-            !inner.is_empty() && inner.chars().all(|c| c.is_ascii_graphic() && c != '<' && c != '>')
-        })
-    })
+/// Free text: as it is where it can stand so, else in encoded words.
+pub(crate) fn unstructured(value: &str) -> Raw<'static> {
+    Raw::new(if is_plain(value) { value.to_owned() } else { encoded(value) })
 }
 
 /// No control characters, no space at the ends, single spaces between (E2E-spec 3.2.3).
@@ -292,6 +269,23 @@ mod tests {
         assert_eq!(parsed.subject(), Some("Grüße"));
         let sender = parsed.from().unwrap().first().unwrap().clone();
         assert_eq!((sender.name(), sender.address()), (Some("Grüße"), Some(ANONYMOUS_ADDRESS)));
+    }
+
+    #[test]
+    fn encoded_words_hide_nothing_that_is_forbidden_in_the_clear() {
+        for name in ["=?utf-8?Q?=5BFriend=5D?=", "=?utf-8?Q?=22_=3Cceo=40bank.example=3E=3A?="] {
+            assert!(header_block(&render(&from(name), b"x")).starts_with("From: <anonymous@nym.alt>\r\n"), "{name}");
+        }
+        let octets = render(
+            &MessageHeaders {
+                from: Some("=?utf-8?Q?Bob_=E2=80=AEmoc?=".to_owned()),
+                ..subject("=?utf-8?Q?a=0D=0ABcc:x?= =?utf-8?Q?=FF?=")
+            },
+            b"x",
+        );
+        let parsed = MessageParser::new().parse(&octets).unwrap();
+        assert_eq!(parsed.from().unwrap().first().unwrap().name(), Some("Bob moc"));
+        assert_eq!(parsed.subject(), Some("a Bcc:x =?utf-8?Q?=FF?="));
     }
 
     #[test]

@@ -7,12 +7,13 @@ use mail_builder::headers::date::Date;
 use mail_builder::headers::message_id::MessageId;
 use mail_builder::headers::raw::Raw;
 use mail_builder::mime::MimePart;
+use mix::payload::words::is_message_ids;
 use mix::store::keyring::LOCAL_DOMAIN;
 use mix::store::notices::{Notice, Undelivered};
 use rand::CryptoRng;
 
 use crate::pop3::Letter;
-use crate::render::{Envelope, clean, finish, is_message_ids, random_name, recipient, rounded, unstructured, wrapped};
+use crate::render::{Envelope, clean, finish, random_name, recipient, rounded, unstructured, wrapped};
 
 /// Who writes it. Nobody reads what is sent there, and no mail client can send there.
 const SENDER: (&str, &str) = ("Mixgate", "mailer-daemon");

@@ -131,7 +131,6 @@ impl From<&InvalidRecipient> for Reply {
             InvalidRecipient::Form(_)
             | InvalidRecipient::Empty
             | InvalidRecipient::LocalTooLong
-            | InvalidRecipient::DomainTooLong
             | InvalidRecipient::Label => "5.1.3",
             InvalidRecipient::NoServer | InvalidRecipient::Server(_) | InvalidRecipient::Alt => "5.1.2",
         };

@@ -11,8 +11,6 @@ pub const MBOX_DOMAIN: &str = "mbox.alt";
 
 /// Characters before the `@` (RFC 5321 4.5.3.1.1).
 const MAX_LOCAL_LEN: usize = 64;
-/// Characters of a domain (RFC 1035 3.1).
-const MAX_DOMAIN_LEN: usize = 253;
 /// Characters of a label of a domain (RFC 1035 2.3.1).
 const MAX_LABEL_LEN: usize = 63;
 
@@ -31,9 +29,6 @@ pub enum InvalidRecipient {
     /// No mail server takes it (RFC 5321 4.5.3.1.1).
     #[error("what is before the @ has at most {MAX_LOCAL_LEN} characters")]
     LocalTooLong,
-    /// No name of the DNS is as long (RFC 1035 3.1, less the octets that are not written).
-    #[error("a domain has at most {MAX_DOMAIN_LEN} characters")]
-    DomainTooLong,
     /// No name of the DNS has such a label (RFC 1035 2.3.1).
     #[error("between the dots of a domain are at most {MAX_LABEL_LEN} characters, the first and last not hyphens")]
     Label,
@@ -81,9 +76,6 @@ fn can_exist(local_len: usize, domain: &str) -> Result<(), InvalidRecipient> {
     if local_len > MAX_LOCAL_LEN {
         return Err(InvalidRecipient::LocalTooLong);
     }
-    if domain.len() > MAX_DOMAIN_LEN {
-        return Err(InvalidRecipient::DomainTooLong);
-    }
     let is_label = |label: &str| label.len() <= MAX_LABEL_LEN && !label.starts_with('-') && !label.ends_with('-');
     if domain.split('.').all(is_label) { Ok(()) } else { Err(InvalidRecipient::Label) }
 }
@@ -104,6 +96,7 @@ mod tests {
     use mix::directory::nickname::InvalidNickname;
 
     use super::*;
+    use crate::error::Reply;
 
     fn refused(address: &str) -> InvalidRecipient {
         parse(address).expect_err("refused")
@@ -152,8 +145,10 @@ mod tests {
         assert_eq!(refused("bob@x-.org"), InvalidRecipient::Label);
         assert!(parse("bob@x-y.org").is_ok());
         let domain = |last| format!("bob@{}{}", format!("{}.", long(60)).repeat(4), long(last));
-        assert!(parse(&domain(9)).is_ok());
-        assert_eq!(refused(&domain(10)), InvalidRecipient::DomainTooLong);
+        assert!(parse(&domain(6)).is_ok());
+        let too_long = InvalidRecipient::Form(InvalidAddress::LongMailbox { len: 255 });
+        assert_eq!(refused(&domain(7)), too_long);
+        assert_eq!(Reply::from(&too_long).line().get(..10), Some("550 5.1.3 "));
     }
 
     #[test]

@@ -182,6 +182,7 @@ fn encoded(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::path::address::MAX_MAILBOX_LEN;
 
     const URL: &str = "https://exit.example/opt-out";
 
@@ -282,7 +283,8 @@ mod tests {
         let encoded = "a%21%23%24%25%26%27%2A%2B-%2F%3D%3F%5E_%60%7B%7C%7D~b%40x-y.example";
         assert_eq!(headers.matches(encoded).count(), 2, "{headers}");
         assert_eq!((headers.matches('<').count(), headers.matches("\r\n").count()), (2, 3));
-        let long = mailbox(&format!("{}@example.org", "x".repeat(950)));
-        assert_eq!(offer(true, true).headers(&long), "");
+        let long = mailbox(&format!("{}@x.y", "#".repeat(MAX_MAILBOX_LEN - 4)));
+        let far = Offer::new(key(), Some(format!("https://exit.example/{}", "x".repeat(179))), None).unwrap();
+        assert_eq!(far.headers(&long), "");
     }
 }

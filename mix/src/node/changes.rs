@@ -16,6 +16,7 @@ use super::mixing::Rhythm;
 use super::start::NodeError;
 use crate::deliver::dkim::Signer;
 use crate::deliver::mail::MailWriter;
+use crate::deliver::mail::notice::About;
 use crate::deliver::maildir::{Maildir, NotKept};
 use crate::deliver::mbox::{AddressTable, AddressesError, LocalMailboxes};
 use crate::deliver::mx::{MxExit, Policies};
@@ -159,7 +160,7 @@ pub(super) fn check_access(config: &NodeConfig, addresses: &[SocketAddr]) -> Res
 
 /// How messages are delivered.
 fn ways(config: &NodeConfig, deliveries: &Deliveries) -> Result<Ways, NodeError> {
-    let smtp = config.smtp.enabled.then(|| smtp_way(&config.smtp, deliveries)).transpose()?.map(Arc::new);
+    let smtp = config.smtp.enabled.then(|| smtp_way(config, deliveries, None)).transpose()?.map(Arc::new);
     let mbox = config.mbox.enabled.then(|| mbox_way(config, deliveries)).transpose()?.map(Arc::new);
     Ok(Ways { smtp, smtp_retry: config.smtp.retry.clone(), mbox, fragments: config.fragments.clone() })
 }
@@ -187,8 +188,11 @@ pub(super) fn policies() -> Arc<Policies> {
     })))
 }
 
-fn smtp_way(config: &SmtpDeliveryConfig, deliveries: &Deliveries) -> Result<SmtpWay, NodeError> {
+/// Above messages stands `notice` where the settings say nothing of it.
+fn smtp_way(node: &NodeConfig, deliveries: &Deliveries, notice: Option<String>) -> Result<SmtpWay, NodeError> {
+    let config = &node.smtp;
     let (writer, out) = way_out(config, &deliveries.policies)?;
+    let writer = writer.under(set_notice(node)?.or(notice));
     let OptOutConfig { url, mail, .. } = config.opt_out.clone();
     let writer = writer.offering(Offer::new(deliveries.opt_out_key.clone(), url, mail));
     let (message_ids, dkim) = (deliveries.message_ids.clone(), Signer::new(&config.dkim)?);
@@ -217,6 +221,16 @@ fn smtp_way(config: &SmtpDeliveryConfig, deliveries: &Deliveries) -> Result<Smtp
     })
 }
 
+/// What a notice can say of this node.
+fn about(config: &NodeConfig) -> About<'_> {
+    About { nickname: &config.nickname, host: &config.host, contact: &config.contact }
+}
+
+/// What stands above messages by the settings. Read anew whenever it is asked for, as the list of refusals.
+pub(super) fn set_notice(config: &NodeConfig) -> Result<Option<String>, NodeError> {
+    Ok(config.smtp.mail.notice(&about(config))?)
+}
+
 /// Read anew whenever it is asked for, so that a reload takes a list that has changed.
 pub(super) fn refusals(config: &SmtpDeliveryConfig) -> Result<Refusals, NodeError> {
     let list = config.refusals.as_deref().map(Refusals::read).transpose()?;
@@ -238,8 +252,9 @@ fn mbox_way(config: &NodeConfig, deliveries: &Deliveries) -> Result<MboxWay, Nod
             // What cannot be made or entered may pass by itself: a proof says which, and until then mail waits.
             let prepared = table.prepare();
             prepared.map_err(|(line, source)| AddressesError::Folder { path: path.clone(), line, source })?;
-            let mail = SmtpWay { max_size, mime: None, ..smtp_way(&config.smtp, deliveries)? };
-            let kept = smtp_way(&config.smtp, deliveries)?;
+            let notice = config.smtp.mail.notice_for_users(&about(config));
+            let mail = SmtpWay { max_size, mime: None, ..smtp_way(config, deliveries, Some(notice.clone()))? };
+            let kept = smtp_way(config, deliveries, Some(notice))?;
             let kept = SmtpWay { max_size, mime: None, writer: kept.writer.offering(None), ..kept };
             Some(Elsewhere { table, mail: Arc::new(mail), kept: Arc::new(kept), told: Mutex::default() })
         }

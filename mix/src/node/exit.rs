@@ -438,6 +438,8 @@ impl ExitService {
         self.over_limits.remove(id);
         let user = item.by_mail.then(|| (self.ways.borrow().mbox.clone(), item.address.clone()));
         let verdict = match item.exit_type {
+            // Where it goes is within its message; the reference drops it too.
+            RoutingType::FRAGMENT if !item.address.is_empty() => Verdict::Undeliverable,
             RoutingType::FRAGMENT if self.ways.borrow().fragments.enabled => return self.fragment(item).await,
             RoutingType::FRAGMENT => self.without_a_way(RoutingType::FRAGMENT).await,
             RoutingType::SMTP => self.mail(item).await,
@@ -750,7 +752,8 @@ fn write_mail(
         },
         (ExitContent::Overcompressed { .. }, None) => Content::Overcompressed { armour },
         (ExitContent::Encrypted { .. }, None) => Content::Encrypted { armour },
-        (ExitContent::Plain { .. } | ExitContent::Fragment { .. }, None) => Content::Binary { armour },
+        (ExitContent::Fragment { .. }, None) => Content::Fragment { armour },
+        (ExitContent::Plain { .. }, None) => Content::Binary { armour },
     };
     Some(way.writer.write(to, heading, content, now, dice))
 }

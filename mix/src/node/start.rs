@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::by_hand::ExitQueue;
-use super::changes::{Changes, Deliveries, addresses, bandwidth, check_access, policies, refusals, rhythm, way_out};
+use super::changes::{
+    Changes, Deliveries, addresses, bandwidth, check_access, policies, refusals, rhythm, set_notice, way_out,
+};
 use super::clock::{Even, World};
 use super::config::{MixRule, NetworkConfig, NodeConfig, OutgoingConfig};
 use super::control::{Inner, NodeControl};
@@ -36,6 +38,7 @@ use crate::deliver::dkim::{InvalidDkim, Signer};
 use crate::deliver::limits::Limits;
 use crate::deliver::list::ListError;
 use crate::deliver::mail::NoReturnAddress;
+use crate::deliver::mail::notice::NoticeError;
 use crate::deliver::maildir::InvalidMaildir;
 use crate::deliver::mbox::{AddressesError, LocalMailboxes};
 use crate::deliver::mx::InvalidMx;
@@ -126,6 +129,9 @@ pub enum NodeError {
     /// Delivery by SMTP lacks its sender.
     #[error("node.smtp.mail")]
     ReturnAddress(#[from] NoReturnAddress),
+    /// What stands above each message.
+    #[error("node.smtp.mail")]
+    Notice(#[from] NoticeError),
     /// Delivery by SMTP.
     #[error("node.smtp.server")]
     Smtp(#[from] InvalidSmtpExit),
@@ -189,6 +195,7 @@ impl NodeError {
             | Self::Text { .. }
             | Self::Descriptor(_)
             | Self::ReturnAddress(_)
+            | Self::Notice(_)
             | Self::Smtp(_)
             | Self::Mx(_)
             | Self::Sendmail(_)
@@ -224,6 +231,8 @@ impl NodeError {
             Self::Bandwidth(InvalidBandwidth::TooLittle { .. }) => "node.bandwidth.average",
             Self::Bandwidth(_) => "node.bandwidth.spike",
             Self::ReturnAddress(_) => "node.smtp.mail",
+            Self::Notice(NoticeError::Inline(_)) => "node.smtp.mail.notice",
+            Self::Notice(NoticeError::Both | NoticeError::File(_)) => "node.smtp.mail.notice_file",
             Self::Smtp(_) => "node.smtp.server",
             Self::Mx(_) => "node.smtp.mx",
             Self::Sendmail(_) => "node.smtp.sendmail.command",
@@ -613,7 +622,7 @@ pub fn weaknesses(config: &NodeConfig) -> Vec<&'static str> {
 }
 
 /// Looks at the settings of a node as its start does, without a port or a key, and on disk at the list of refusals, the
-/// table of users and the certificates for the mail server alone: of a Maildir that others can write only the start knows.
+/// table of users, the notice and the certificates for the mail server alone: of a Maildir that others can write only the start knows.
 ///
 /// # Errors
 /// [`NodeError`] for which [`NodeError::is_configuration`] is true.
@@ -635,6 +644,7 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
     }
     if config.smtp.enabled || users.is_some() {
         way_out(&config.smtp, &policies())?;
+        set_notice(config)?;
         refusals(&config.smtp)?;
         Signer::new(&config.smtp.dkim)?;
         let opt_out = &config.smtp.opt_out;

@@ -13,6 +13,10 @@ use crate::packet::{HANDLE_LEN, HEADER_LEN, RoutingType};
 /// fixed part of its subheader (42) and the decoding handle. A longer one fits no packet.
 pub const MAX_EXIT_INFO_LEN: usize = HEADER_LEN - 42 - 42 - HANDLE_LEN;
 
+/// Octets of a mailbox, at most: a path of 256, less its angle brackets (RFC 5321 4.5.3.1.3). With a longer one, lines of the
+/// mail and of the talk with its server would be longer than either may be.
+pub const MAX_MAILBOX_LEN: usize = 254;
+
 /// Recipients of one message by SMTP, at most (E2E-spec 3.3.1).
 pub const MAX_RECIPIENTS: usize = 8;
 /// What stands between them.
@@ -65,6 +69,12 @@ pub enum InvalidAddress {
     /// Mail software may run the rest as a command.
     #[error("a mailbox must not begin with a pipe sign")]
     LeadingPipe,
+    /// No mail server takes it (RFC 5321 4.5.3.1.3).
+    #[error("{len} octets of mailbox; mail servers take at most {MAX_MAILBOX_LEN}")]
+    LongMailbox {
+        /// Octets found.
+        len: usize,
+    },
     /// `mbox:` and no name.
     #[error("mbox: needs the name of a user")]
     EmptyName,
@@ -219,9 +229,11 @@ impl Mailbox {
     ///
     /// # Errors
     /// [`InvalidAddress::Mailbox`], [`InvalidAddress::NumericDomain`], [`InvalidAddress::LeadingPipe`],
-    /// [`InvalidAddress::TooLong`].
+    /// [`InvalidAddress::LongMailbox`].
     pub fn parse(text: &str) -> Result<Self, InvalidAddress> {
-        fits(text)?;
+        if text.len() > MAX_MAILBOX_LEN {
+            return Err(InvalidAddress::LongMailbox { len: text.len() });
+        }
         let (local, domain) = text.split_once('@').ok_or(InvalidAddress::Mailbox)?;
         if !is_dotted_atoms(local) || !is_dotted_atoms(domain) {
             return Err(InvalidAddress::Mailbox);
@@ -395,8 +407,17 @@ mod tests {
         let too_long = InvalidAddress::TooLong { len: MAX_EXIT_INFO_LEN + 1 };
         assert_eq!(refused(&format!("mbox:{longest}x")), too_long);
         assert_eq!(refused(&format!("0x1234:{longest}x")), too_long);
-        let mailbox = format!("{}@b.c", "x".repeat(MAX_EXIT_INFO_LEN - 3));
-        assert_eq!(refused(&mailbox), too_long);
+    }
+
+    #[test]
+    fn mailbox_that_no_mail_server_takes_is_refused() {
+        let mailbox = |len: usize| format!("{}@b.c", "x".repeat(len - 4));
+        assert!(ExitAddress::parse(&mailbox(254)).is_ok());
+        for len in [255, MAX_EXIT_INFO_LEN] {
+            assert_eq!(refused(&mailbox(len)), InvalidAddress::LongMailbox { len });
+            let list = format!("a@b.c\0{}", mailbox(len));
+            assert_eq!(Mailbox::parse_list(list.as_bytes()), Err(InvalidAddress::LongMailbox { len }));
+        }
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! The few headers that a sender may set on a mail that leaves the network (E2E-spec 3.1.2, 3.2.2).
 //!
 //! They stand before the body, inside the compressed text: `NAME:value` lines in alphabetical order, then an empty
-//! line. Values are printable ASCII. What is not is carried as encoded words of RFC 2047, see [`encode_word`]; exits
-//! hand those on as they are, and mail programs show them.
+//! line. Values are printable ASCII. What is not is carried as encoded words of RFC 2047, see [`encode_word`]; whoever
+//! makes a mail of it reads them, see `super::words`.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 pub const VALUE_LEN_MAX: usize = 900;
 
 /// Would let a sender write more than a name into the From line of an exit (E2E-spec 3.2.2).
-const FORBIDDEN_IN_FROM: [char; 4] = ['"', '[', ']', ':'];
+pub(super) const FORBIDDEN_IN_FROM: [char; 4] = ['"', '[', ']', ':'];
 
 /// Octets of text in one encoded word: 60 characters of base64, so that the word has no more than 75 (RFC 2047, 2).
 const WORD_TEXT_LEN: usize = 45;

@@ -1,8 +1,9 @@
 //! What payloads carry: messages of any length, end to end (E2E-spec).
 //!
 //! `encode` makes payloads of a message, `decode` reads them with the recipient's keys, `exit` as an exit does without
-//! any, and `armor` writes what an exit hands over as text; `entity` is a message with attachments. How payloads travel is `crate::packet`'s, which also
-//! encrypts those of encrypted forward messages; storing fragments until there are enough is `store::fragments`'.
+//! any, and `armor` writes what an exit hands over as text; `entity` is a message with attachments, and `words` what
+//! strangers write into headers. How payloads travel is `crate::packet`'s, which also encrypts those of encrypted forward
+//! messages; storing fragments until there are enough is `store::fragments`'.
 
 pub mod armor;
 pub mod compress;
@@ -13,6 +14,7 @@ pub mod exit;
 pub mod fec;
 pub mod fragment;
 pub mod headers;
+pub mod words;
 
 pub use decode::{Content, InvalidPayload};
 pub use encode::EncodedPayload;

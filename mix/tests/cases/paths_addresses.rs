@@ -44,6 +44,7 @@ fn stricter(ours: &InvalidAddress) -> Option<&'static str> {
     match ours {
         InvalidAddress::LeadingPipe => Some("mailbox that begins with a pipe sign"),
         InvalidAddress::TooLong { .. } => Some("address longer than a header"),
+        InvalidAddress::LongMailbox { .. } => Some("mailbox longer than mail servers take"),
         InvalidAddress::Server(_) => Some("server of an mbox address"),
         InvalidAddress::ControlCharacter => Some("control characters in the name of a user"),
         InvalidAddress::ExitType(_) => Some("types below 0x0100 as exit types"),

@@ -84,7 +84,7 @@ fn parse_case(case: &Value) -> Result<(), String> {
         (true, Err(ours)) => {
             let row = match ours {
                 Refused::Mailbox(InvalidAddress::LeadingPipe) => Some("mailbox that begins with a pipe sign"),
-                Refused::Mailbox(InvalidAddress::TooLong { .. }) => Some("address longer than a header"),
+                Refused::Mailbox(InvalidAddress::LongMailbox { .. }) => Some("mailbox longer than mail servers take"),
                 _ => None,
             };
             we_refuse(row, &ours)

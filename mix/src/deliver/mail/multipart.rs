@@ -1,20 +1,16 @@
-//! A text and its attachments as the body of a mail (RFC 2045, 2046 5.1.3, 2183).
+//! A text and its attachments, or armour, as the body of a mail (RFC 2045, 2046 5.1.3, 2183).
 //!
 //! Of a file its type and its octets are the sender's; its name is a number, and there are no other headers. Reading what a
 //! sender wrote is `payload::entity`'s.
 
-use super::{field, fold, write_text};
+use super::lines::{field, fold};
+use super::text::{self, write_text};
 use crate::payload::entity::{File, base64_lines, boundary};
 
 /// Writes the headers that say what the body is, and the body: the text, which has the exit's own words in it by now, then
 /// the files.
 pub(super) fn write(mail: &mut String, text: &str, files: &[File]) {
-    // Of the text before it is encoded: quoted-printable has no `=_`, and as it is it does not have its own digest.
-    let boundary = boundary(text);
-    let content_type = format!("multipart/mixed; boundary=\"{boundary}\"");
-    mail.push_str(&fold("Content-Type", &content_type).expect("two words, each shorter than a line"));
-    mail.push_str(&format!("\r\n--{boundary}\r\n"));
-    write_text(mail, text);
+    let boundary = begin(mail, text);
     for (index, file) in files.iter().enumerate() {
         // The line end before a boundary is the boundary's.
         mail.push_str(&format!("\r\n--{boundary}\r\n"));
@@ -27,6 +23,26 @@ pub(super) fn write(mail: &mut String, text: &str, files: &[File]) {
         mail.push_str(&base64_lines(file.octets(), "\r\n"));
     }
     mail.push_str(&format!("\r\n--{boundary}--\r\n"));
+}
+
+/// The same of the exit's own words and armour, whose lines are lines of the mail.
+pub(super) fn write_armour(mail: &mut String, text: &str, armour: &str) {
+    // No line of armour is a boundary: those that begin with hyphens go on with more of them.
+    let boundary = begin(mail, text);
+    mail.push_str(&format!("\r\n--{boundary}\r\n"));
+    text::write_armour(mail, armour);
+    mail.push_str(&format!("\r\n--{boundary}--\r\n"));
+}
+
+/// The headers, and the text as the first part. Returns what stands between parts.
+fn begin(mail: &mut String, text: &str) -> String {
+    // Of the text before it is encoded: quoted-printable has no `=_`, and as it is it does not have its own digest.
+    let boundary = boundary(text);
+    let content_type = format!("multipart/mixed; boundary=\"{boundary}\"");
+    mail.push_str(&fold("Content-Type", &content_type).expect("two words, each shorter than a line"));
+    mail.push_str(&format!("\r\n--{boundary}\r\n"));
+    write_text(mail, text);
+    boundary
 }
 
 #[cfg(test)]

@@ -554,6 +554,24 @@ async fn payload_that_is_no_fragment_is_dropped_where_fragments_are_expected() {
     assert_eq!(exited.service.counters.snapshot().undeliverable, 1);
 }
 
+#[tokio::test]
+async fn fragment_with_an_address_is_dropped_as_by_the_reference() {
+    let exited = exit();
+    let body = prng(&StreamKey::new([3; 16]), 60_000);
+    let exit = Exit { exit_type: RoutingType::MBOX, address: b"frida".to_vec() };
+    let payloads = encode::encode(&body, Capacity::Plain, Some(&exit), &mut exited.service.world.dice()).unwrap();
+    let count = payloads.len() as u64;
+    for payload in payloads {
+        let (exit_type, payload) = (RoutingType::FRAGMENT, Payload::from_bytes(payload.as_bytes()).unwrap());
+        let item = PoolItem::Deliver { exit_type, address: b"frida".to_vec(), handle: None, payload };
+        let step = move |tx: &Tx<'_>| pool::insert(tx, &item).and_then(|id| pool::release(tx, &[id], None));
+        exited.service.db.write(step).unwrap();
+    }
+    exited.deliver_all().await;
+    assert_eq!(exited.mailbox.messages(), [b""; 0]);
+    assert_eq!(exited.service.counters.snapshot().undeliverable, count);
+}
+
 fn smtp_way(max_size: u64, inflate_max: u64) -> SmtpWay {
     let mail = MailConfig { return_address: Mailbox::parse("nobody@exit.example").ok(), ..MailConfig::default() };
     let writer = MailWriter::new(mail).unwrap();

@@ -12,6 +12,8 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::*;
+use crate::deliver::mail::notice::NoticeError;
+use crate::deliver::mail::{Content, Heading};
 use crate::deliver::mbox::NotDelivered;
 use crate::deliver::mx::MxConfig;
 use crate::deliver::mx::testing::{At, name_server};
@@ -382,6 +384,51 @@ async fn users_are_read_at_each_reload_and_a_table_with_a_mistake_changes_nothin
     let flushed = story.running.control.exit_queue().change(Chosen::All, Change::Flush).await.unwrap();
     assert_eq!(flushed, 1);
     until("mail for frida", || std::fs::read_dir(mail.join("new")).is_ok_and(|new| new.count() == 1)).await;
+    story.end().await;
+}
+
+#[tokio::test]
+async fn notice_is_read_at_each_reload_and_one_with_a_mistake_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (table, notice) = (folder.path().join("users"), folder.path().join("notice"));
+    std::fs::write(&table, "eve: eve@home.example\n").unwrap();
+    let mut story = Story::begin(
+        |config| {
+            config.contact = "operator@exit.example".into();
+            (config.mbox.enabled, config.mbox.address_file) = (true, Some(table));
+            (config.smtp.enabled, config.smtp.way) = (true, Way::Maildir);
+            config.smtp.maildir.path = Some(folder.path().join("mail"));
+            config.smtp.mail.return_address = Mailbox::parse("nobody@exit.example").ok();
+        },
+        |_| {},
+    )
+    .await;
+    let ways = story.running.control.0.changes.ways.subscribe();
+    let bodies = || {
+        let (ways, mut dice) = (ways.borrow(), World::real().dice());
+        let elsewhere = ways.mbox.as_ref().unwrap().elsewhere.as_ref().unwrap();
+        [ways.smtp.as_ref().unwrap(), &elsewhere.mail, &elsewhere.kept].map(|way| {
+            let to = Mailbox::parse("eve@home.example").unwrap();
+            let mail =
+                way.writer.write(&to, Heading::default(), Content::Text("text\n"), World::real().now(), &mut dice);
+            String::from_utf8(mail).unwrap().split_once("\r\n\r\n").unwrap().1.to_owned()
+        })
+    };
+    let [anybody, at_an_address, in_a_folder] = bodies();
+    assert_eq!(anybody, "text\r\n");
+    assert!(at_an_address.contains("remailer Unnamed") && at_an_address.contains("\r\noperator@exit.example\r\n"));
+    assert_eq!(at_an_address, in_a_folder);
+    std::fs::write(&notice, "From {nickname}\n").unwrap();
+    story.reload(|config| config.smtp.mail.notice_file = Some(notice.clone())).await;
+    assert_eq!(bodies(), ["From Unnamed\r\n\r\ntext\r\n"; 3]);
+    std::fs::write(&notice, "From {nick}\n").unwrap();
+    let refused = story.running.control.apply(&story.config).await.unwrap_err();
+    assert!(matches!(&refused, NodeError::Notice(NoticeError::File(_))), "{refused:?}");
+    assert_eq!(refused.key(), Some("node.smtp.mail.notice_file"));
+    assert!(matches!(check(&story.config, false), Err(NodeError::Notice(NoticeError::File(_)))));
+    assert_eq!(bodies(), ["From Unnamed\r\n\r\ntext\r\n"; 3]);
+    story.reload(|config| (config.smtp.mail.notice, config.smtp.mail.notice_file) = (Some(String::new()), None)).await;
+    assert_eq!(bodies(), ["text\r\n"; 3]);
     story.end().await;
 }
 
