@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 pub use self::dns::NoNameServers;
 use self::dns::{Dns, Exchange, NotFound};
 use self::sts::Policy;
-pub use self::sts::{Fetch, Fetching, Policies};
+pub use self::sts::{Fetch, Fetching, Policies, Shelf};
 use super::smtp::{Conversation, DeliverError, SmtpExit, SmtpExitConfig, SmtpTls, Trouble};
 use crate::packet::HostName;
 use crate::path::Mailbox;
@@ -217,7 +217,8 @@ impl MxExit {
             return None;
         }
         let texts = self.dns.texts(&format!("_mta-sts.{domain}")).await.unwrap_or_default();
-        self.policies.of(domain, &texts, async |host: HostName| self.addresses(&host).await).await
+        let own = self.clone();
+        self.policies.of(domain, &texts, |host| async move { own.addresses(&host).await }).await
     }
 
     /// Calls one address of a server and says who is to have the mail.

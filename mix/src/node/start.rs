@@ -37,7 +37,7 @@ use crate::deliver::limits::Limits;
 use crate::deliver::mail::NoReturnAddress;
 use crate::deliver::maildir::InvalidMaildir;
 use crate::deliver::mbox::{AddressesError, LocalMailboxes};
-use crate::deliver::mx::InvalidMx;
+use crate::deliver::mx::{InvalidMx, Shelf};
 use crate::deliver::opt_out::OptOutKey;
 use crate::deliver::refusals::RefusalsError;
 use crate::deliver::sendmail::InvalidSendmail;
@@ -345,7 +345,9 @@ impl Node {
         let own = identity.public_key().key_id();
         let message_ids = MessageIds::of(&identity);
         let opt_out_key = OptOutKey::of(&identity);
-        let deliveries = Deliveries { mailboxes, message_ids, opt_out_key: opt_out_key.clone(), policies: policies() };
+        let clock = world.clone();
+        let policies = policies(Some(Shelf::of(&identity, db.clone(), move || clock.now(), world.dice())));
+        let deliveries = Deliveries { mailboxes, message_ids, opt_out_key: opt_out_key.clone(), policies };
         let changes = Changes::new(config, network, deliveries, resolver)?;
 
         let incoming = Incoming::new(db.clone(), counters.clone());
@@ -627,7 +629,7 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
         return Err(NodeError::NoMailboxes);
     }
     if config.smtp.enabled || users.is_some() {
-        way_out(&config.smtp, &policies())?;
+        way_out(&config.smtp, &policies(None))?;
         refusals(&config.smtp)?;
         Signer::new(&config.smtp.dkim)?;
         let opt_out = &config.smtp.opt_out;

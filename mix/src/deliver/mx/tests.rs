@@ -36,12 +36,12 @@ fn answers(to: &'static str, with: &'static str) -> Manners {
 
 /// Web servers that have no policy.
 fn no_policies() -> Arc<Policies> {
-    Arc::new(Policies::new(Box::new(|_, _| Box::pin(async { None }))))
+    Arc::new(Policies::new(Box::new(|_, _| Box::pin(async { None })), None))
 }
 
 /// Web servers that have this one.
 fn policies(text: &'static str) -> Arc<Policies> {
-    Arc::new(Policies::new(Box::new(move |_, _| Box::pin(async move { Some(text.to_owned()) }))))
+    Arc::new(Policies::new(Box::new(move |_, _| Box::pin(async move { Some(text.to_owned()) })), None))
 }
 
 fn return_address() -> Mailbox {
@@ -316,7 +316,7 @@ async fn web_server_of_a_domain_is_not_called_inside_either() {
     let (port, [mut first, _second]) = servers([Manners::default(), Manners::default()]).await;
     let config = config(two_with_policy(), port).await;
     let config = MxConfig { inside: vec![address(1), address(2)], ..config };
-    let never: Arc<Policies> = Arc::new(Policies::new(Box::new(|_, _| panic!("called"))));
+    let never: Arc<Policies> = Arc::new(Policies::new(Box::new(|_, _| panic!("called")), None));
     deliver_by(&config, never, "bob@b.example").await.unwrap();
     assert!(has_mail(&mut first));
 }
