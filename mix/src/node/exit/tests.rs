@@ -23,6 +23,7 @@ mod apart;
 mod hostile;
 mod hostile_fragments;
 mod mailboxes;
+mod policies;
 mod proof;
 mod ways;
 
