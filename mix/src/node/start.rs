@@ -164,6 +164,11 @@ pub enum NodeError {
     /// `node.keys`.
     #[error(transparent)]
     KeyPlan(#[from] InvalidKeys),
+    /// A disk that takes nothing more, or a worker that has failed.
+    #[error(
+        "a packet key whose time is over cannot be erased: what it opened last is not written yet. Look for a full disk; it is tried again"
+    )]
+    KeyInHand,
     /// `node.keys.sealed` without a passphrase.
     #[error("node.keys.sealed is true, but no passphrase was given")]
     NoPassphrase,
@@ -203,7 +208,7 @@ impl NodeError {
             | Self::NoMailboxes => true,
             // What was given for the keys, or that nothing was, and not the keys.
             Self::Keys(why) => why.is_passphrase(),
-            Self::PacketKey(_) | Self::Store(_) | Self::Link(_) | Self::Listen(_) => false,
+            Self::PacketKey(_) | Self::Store(_) | Self::Link(_) | Self::Listen(_) | Self::KeyInHand => false,
         }
     }
 }
