@@ -194,6 +194,7 @@ mod tests {
             assert_eq!(passes(&mut limits, &config, "bob@x.y", NOON), Ok(()));
         }
         assert_eq!(passes(&mut limits, &config, "BOB@X.y", NOON), Err(OverLimit(HOUR / 4)), "it is the same");
+        assert_eq!(passes(&mut limits, &config, "bob+more@x.y", NOON), Err(OverLimit(HOUR / 4)), "so is this");
         assert_eq!(passes(&mut limits, &config, "eve@x.y", NOON), Ok(()), "it is another");
         let ten = NOON + HOUR / 6;
         assert_eq!(passes(&mut limits, &config, "bob@x.y", ten), Err(OverLimit(HOUR / 12)));

@@ -204,11 +204,27 @@ mod tests {
         let token = key().token(&bob);
         assert_eq!(token.to_string(), key().token(&mailbox("Bob@EXAMPLE.org")).to_string());
         key().check(token, &bob).unwrap();
-        for other in ["bob@example.com", "bobb@example.org", "b.ob@example.org"] {
+        for other in ["bob@example.com", "bobb@example.org", "b.ob@example.org", "+bob@example.org"] {
             assert_eq!(key().check(token, &mailbox(other)), Err(InvalidToken), "{other}");
         }
         assert_eq!(OptOutKey::new(&[8; 20]).check(token, &bob), Err(InvalidToken));
         assert_eq!(format!("{token:?} {:?}", key()), "Token(..) OptOutKey(Secret(..))");
+    }
+
+    #[test]
+    fn sub_address_is_its_mailbox_and_its_mail_brings_what_opts_out_the_mailbox() {
+        let bob = mailbox("bob@example.org");
+        for below in ["bob+@example.org", "Bob+x@Example.org", "bob+x+y@example.org", "bob.+x@example.org"] {
+            let below = mailbox(below);
+            assert_eq!(normalised(&below), "bob@example.org", "{below:?}");
+            key().check(key().token(&below), &bob).unwrap();
+            let (token, whose) = read(&offer(false, true).sentence(&below)).unwrap();
+            assert_eq!(whose, bob);
+            key().check(token, &bob).unwrap();
+        }
+        for whole in ["+x@example.org", "++@example.org", "+.x@example.org", "bob-x@example.org", "bob_x@a.example"] {
+            assert_eq!(normalised(&mailbox(whole)), whole, "there is no mailbox before it");
+        }
     }
 
     #[test]
