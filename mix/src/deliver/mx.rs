@@ -53,6 +53,8 @@ pub struct MxConfig {
     pub mta_sts: bool,
     /// Addresses that are not of the public network, and that mail may go to all the same.
     pub inside: Vec<IpAddr>,
+    /// The addresses of this machine to call mail servers from, one of each kind at most. None: any.
+    pub bind: Vec<IpAddr>,
 }
 
 impl Default for MxConfig {
@@ -64,6 +66,7 @@ impl Default for MxConfig {
             hello: None,
             mta_sts: true,
             inside: Vec::new(),
+            bind: Vec::new(),
         }
     }
 }
@@ -80,6 +83,9 @@ pub enum InvalidMx {
     /// No server has it.
     #[error("port: must not be 0")]
     Port,
+    /// Which of two should it be?
+    #[error("bind: found two addresses of one kind, expected one of IPv4, one of IPv6, or one of each")]
+    Bind,
 }
 
 /// Why no server of the domain takes the mail. Nothing in it tells who was to have it.
@@ -91,6 +97,9 @@ pub enum NotOffered {
     /// None of its servers could be asked about the recipient.
     #[error("no server of the domain is available")]
     Away,
+    /// They could not be called, since the address to call from is not one of this machine.
+    #[error("servers cannot be called from that address of this machine")]
+    NotFromHere,
     /// One has heard of the recipient, and none has answered.
     #[error("no server of the domain has answered")]
     Unanswered,
@@ -119,6 +128,8 @@ pub struct MxExit {
 
 /// What an attempt at one server comes to when that server does not take the mail.
 enum Missed {
+    /// It was not called: the address to call from is not one of this machine.
+    NotFromHere,
     /// It was never told of a recipient.
     Before,
     /// It was, and fell silent.
@@ -137,6 +148,10 @@ impl MxExit {
         let hello = HostName::parse(hello).map_err(|_| InvalidMx::Hello)?;
         if config.port == 0 {
             return Err(InvalidMx::Port);
+        }
+        let of_ipv4 = config.bind.iter().filter(|address| address.to_canonical().is_ipv4()).count();
+        if of_ipv4 > 1 || config.bind.len() - of_ipv4 > 1 {
+            return Err(InvalidMx::Bind);
         }
         let dns = Dns::new(&config.name_servers).map_err(InvalidMx::NameServers)?;
         Ok(Self { config: config.clone(), hello, dns, policies })
@@ -167,12 +182,14 @@ impl MxExit {
         });
         let (hosts, policy) = found.await.unwrap_or(Err(NotOffered::Away))?;
         let enforced = policy.filter(|policy| policy.is_enforced());
-        let (mut calls, mut heard) = (0, false);
+        let (mut calls, mut heard, mut not_ours) = (0, false, false);
         for host in hosts {
             if enforced.as_ref().is_some_and(|policy| !policy.names(&host)) {
                 continue;
             }
-            let addresses = timeout_at(deadline, self.addresses(&host)).await.unwrap_or_default();
+            let mut addresses = timeout_at(deadline, self.addresses(&host)).await.unwrap_or_default();
+            // From an address of the other kind nobody is called, and from one that was not set nobody either.
+            addresses.retain(|address| self.config.bind.is_empty() || self.own(*address).is_some());
             for address in addresses.into_iter().take(MAX_ADDRESSES_OF_HOST.min(MAX_ADDRESSES - calls)) {
                 calls += 1;
                 // Half of what is left: one that hangs leaves time for the next, and a single one has time enough.
@@ -181,11 +198,16 @@ impl MxExit {
                     Ok(conversation) => return Ok(conversation.until(deadline)),
                     Err(Missed::Final(why)) => return Err(why),
                     Err(Missed::Unanswered) => heard = true,
+                    Err(Missed::NotFromHere) => not_ours = true,
                     Err(Missed::Before) => {}
                 }
             }
         }
-        Err(if heard { NotOffered::Unanswered } else { NotOffered::Away })
+        Err(match (heard, not_ours) {
+            (true, _) => NotOffered::Unanswered,
+            (false, true) => NotOffered::NotFromHere,
+            (false, false) => NotOffered::Away,
+        })
     }
 
     /// Who takes the mail of a domain: where nobody is named, the host of that name (RFC 5321 5.1).
@@ -212,6 +234,12 @@ impl MxExit {
         addresses
     }
 
+    /// The address of this machine that one is called from, where that is set for its kind.
+    fn own(&self, address: IpAddr) -> Option<IpAddr> {
+        let mut bind = self.config.bind.iter().map(IpAddr::to_canonical);
+        bind.find(|own| own.is_ipv4() == address.to_canonical().is_ipv4())
+    }
+
     async fn policy(&self, domain: &HostName) -> Option<Arc<Policy>> {
         if !self.config.mta_sts {
             return None;
@@ -231,11 +259,12 @@ impl MxExit {
         until: Instant,
     ) -> Result<Conversation, Missed> {
         let config = SmtpExitConfig {
-            host: address.to_string(),
+            host: address.to_canonical().to_string(),
             port: self.config.port,
             tls: if must_prove_itself { SmtpTls::Required } else { SmtpTls::Opportunistic },
             timeout: until.saturating_duration_since(Instant::now()),
             hello: Some(self.hello.to_string()),
+            bind: self.own(address),
             ..SmtpExitConfig::default()
         };
         let (name, sender) = (host.to_string(), from.clone());
@@ -243,7 +272,10 @@ impl MxExit {
         let made = spawn_blocking(move || SmtpExit::called(&config, &name, &sender)).await;
         let Ok(Ok(server)) = made else { return Err(Missed::Before) };
         // Whatever it says now, it says of us, and another may say otherwise.
-        let mut conversation = server.call(from).await.map_err(|_| Missed::Before)?;
+        let mut conversation = server.call(from).await.map_err(|why| match why {
+            DeliverError::Unavailable(Trouble::LocalAddress) => Missed::NotFromHere,
+            _ => Missed::Before,
+        })?;
         conversation.offer(to).await.map_err(|why| match why {
             DeliverError::Permanent { code } => Missed::Final(NotOffered::Refused { code }),
             DeliverError::Transient { code } => Missed::Final(NotOffered::NotNow { code }),
