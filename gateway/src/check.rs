@@ -128,6 +128,7 @@ pub fn warnings(config: &Config, origins: Option<&Origins>) -> Vec<Warning> {
         warn_of_schedule("node.outgoing.retry", &node.outgoing.retry, interval, &mut warn);
         if node.smtp.enabled || (node.mbox.enabled && node.mbox.address_file.is_some()) {
             warn_of_schedule("node.smtp.retry", &node.smtp.retry, interval, &mut warn);
+            warn_of_opting_out(node, &mut warn);
             warn_of_signing(node, &mut warn);
         }
     }
@@ -165,6 +166,16 @@ fn warn_of_readers(config: &Config, origins: &Origins, warn: &mut impl FnMut(&'s
                 &format!("{path} holds passwords and has mode {mode:04o}, which lets others read it: chmod 600 {path}"),
             );
         }
+    }
+}
+
+/// Mail that strangers have sent to others, who are not told how to stop it.
+fn warn_of_opting_out(node: &NodeConfig, warn: &mut impl FnMut(&'static str, &str)) {
+    let offer = &node.smtp.opt_out;
+    if node.smtp.enabled && offer.mail.is_none() && offer.url.is_none() {
+        let text = "neither mail nor url is set, so mails do not tell their recipients how to get no more: you will hear of \
+                    each who wants none";
+        warn("node.smtp.opt_out", text);
     }
 }
 
@@ -322,6 +333,14 @@ mod tests {
         config
     }
 
+    /// A node that delivers e-mail.
+    fn exit() -> Config {
+        let mut config = node();
+        config.node.smtp.enabled = true;
+        config.node.smtp.opt_out.mail = mix::path::Mailbox::parse("opt-out@exit.example").ok();
+        config
+    }
+
     fn schedule(steps: &[(u64, u64)]) -> RetrySchedule {
         let seconds = Duration::from_secs;
         let step = |&(every, during)| RetryStep { every: seconds(every), during: seconds(during) };
@@ -336,6 +355,21 @@ mod tests {
     fn sound_configuration_is_warned_of_nothing() {
         check(&node()).unwrap();
         assert_eq!(texts(&node()), Vec::<String>::new());
+        assert_eq!(texts(&exit()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn exit_whose_mail_does_not_say_how_to_get_no_more_of_it_is_warned() {
+        let mut config = exit();
+        config.node.smtp.opt_out.mail = None;
+        let none = "node.smtp.opt_out: neither mail nor url is set, so mails do not tell their recipients how to get no more: \
+                    you will hear of each who wants none";
+        assert_eq!(texts(&config), [none]);
+        config.node.smtp.opt_out.url = Some("https://exit.example/opt-out".into());
+        assert_eq!(texts(&config), Vec::<String>::new());
+        config.node.smtp.opt_out.url = None;
+        config.node.smtp.enabled = false;
+        assert_eq!(texts(&config), Vec::<String>::new(), "no mail");
     }
 
     #[test]
@@ -348,7 +382,7 @@ mod tests {
         // What a node of its own user must know is no fault of the defaults.
         (config.gateway.enabled, config.node.enabled, config.node.smtp.enabled) = (true, true, true);
         let keys: Vec<_> = warnings(&config, None).iter().map(|warning| warning.key).collect();
-        assert_eq!(keys, ["node.mixing.minimum"]);
+        assert_eq!(keys, ["node.smtp.opt_out", "node.mixing.minimum"]);
     }
 
     #[test]
@@ -376,8 +410,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let key = tempfile::NamedTempFile::new().unwrap();
         let mode = |mode| std::fs::set_permissions(key.path(), std::fs::Permissions::from_mode(mode)).unwrap();
-        let mut config = node();
-        config.node.smtp.enabled = true;
+        let mut config = exit();
         config.node.smtp.mail.return_address = mix::path::Mailbox::parse("nobody@exit.example").ok();
         config.node.smtp.dkim.key_file = Some(key.path().to_owned());
         let keys = |config: &Config| warnings(config, None).iter().map(|warning| warning.key).collect::<Vec<_>>();
@@ -415,8 +448,9 @@ mod tests {
 
     #[test]
     fn attachments_that_no_fragments_bring_are_warned_of() {
-        let mut config = node();
+        let mut config = exit();
         config.node.smtp.mime_max_size = 1 << 20;
+        config.node.smtp.enabled = false;
         assert_eq!(texts(&config), Vec::<String>::new(), "no delivery, no attachments");
         config.node.smtp.enabled = true;
         let packet = "node.smtp.mime_max_size: attachments of more than one packet need node.fragments.enabled";

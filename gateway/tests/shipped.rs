@@ -55,6 +55,21 @@ async fn starting_points_start_as_they_are() {
     }
 }
 
+#[test]
+fn exit_that_a_newcomer_takes_in_says_to_recipients_how_to_get_no_more() {
+    let text = std::fs::read_to_string(shipped("node")).expect("a shipped file");
+    let exit = text.lines().skip_while(|line| *line != "# [node.smtp]").take_while(|line| *line != "#");
+    let exit: Vec<_> = exit.filter_map(|line| line.strip_prefix("# ")).collect();
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), text.clone() + "\n" + &exit.join("\n")).expect("a file that was made");
+    let config: Config =
+        mixgate_conf::load(Some(file.path()), std::iter::empty(), &[], &[]).unwrap_or_else(|why| panic!("{why}"));
+    assert!(config.node.smtp.enabled && config.node.smtp.mail.abuse.is_some(), "{exit:?}");
+    assert!(config.node.smtp.opt_out.mail.is_some(), "{exit:?}");
+    let keys: Vec<_> = mixgate::check::warnings(&config, None).iter().map(|warning| warning.key).collect();
+    assert!(!keys.contains(&"node.smtp.opt_out"), "{keys:?}");
+}
+
 /// Starts a shipped file, with `changes` for what a test cannot share: ports and folders.
 async fn start(name: &str, changes: &[(&str, &str)]) -> Running {
     Gateway::start(load(name, changes)).await.unwrap_or_else(|why| panic!("{name}.toml: {why:?}"))

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use mix::deliver::dkim::Signer;
+use mix::deliver::dkim::{BadKeyFile, InvalidDkim, Signer};
 use mix::node::World;
 use mix::node::by_hand::ExitQueue;
 use serde::de::DeserializeOwned;
@@ -40,6 +40,12 @@ enum ExitCommand {
         command: QueueCommand,
     },
     OptOut(opt_out::OptOutArguments),
+    /// Make the key of node.smtp.dkim, and print what the DNS must say of it, as dkim-record does
+    ///
+    /// The file is readable to its owner alone: make it as the user that the node runs as. One that is there is left as it is.
+    ///
+    /// Example: mixgate exit dkim-key --config node.toml
+    DkimKey(Configured),
     /// Print what the DNS must say of the key of node.smtp.dkim: the name and the text of a TXT record
     ///
     /// Example: mixgate exit dkim-record --config node.toml
@@ -114,6 +120,7 @@ pub(super) async fn exit(arguments: ExitArguments) -> Result<(), Failed> {
     match arguments.command {
         ExitCommand::Queue { command } => queue(command).await,
         ExitCommand::OptOut(arguments) => opt_out::run(arguments).await,
+        ExitCommand::DkimKey(configured) => dkim_key(&configured),
         ExitCommand::DkimRecord(configured) => dkim_record(&configured),
     }
 }
@@ -185,13 +192,32 @@ fn confirm(which: Which) -> Result<(), Failed> {
     if answer.trim() == "yes" { Ok(()) } else { not_dropped("not confirmed") }
 }
 
+fn dkim_key(configured: &Configured) -> Result<(), Failed> {
+    let config = configured.load()?.node.smtp.dkim;
+    let (signer, made) = Signer::make(&config, &mut World::real().dice()).map_err(dkim_failed)?;
+    if let (true, Some(path)) = (made, &config.key_file) {
+        writeln!(std::io::stderr(), "made {}; the DNS must say:", path.display())?;
+    }
+    say(&record_line(&signer))
+}
+
 fn dkim_record(configured: &Configured) -> Result<(), Failed> {
     let config = configured.load()?.node.smtp.dkim;
-    let signer = Signer::new(&config)
-        .map_err(|why| Failed::configuration(anyhow::Error::from(why).context("node.smtp.dkim")))?;
-    let none = || Failed::configuration(anyhow::anyhow!("node.smtp.dkim: no key is set"));
-    let (name, text) = signer.ok_or_else(none)?.record();
-    say(&format!("{name}. IN TXT {}", strings(&text)))
+    let signer = Signer::new(&config).and_then(|signer| signer.ok_or(InvalidDkim::NoKey)).map_err(dkim_failed)?;
+    say(&record_line(&signer))
+}
+
+/// A disk that takes no key is no fault of the configuration.
+fn dkim_failed(why: InvalidDkim) -> Failed {
+    let is_disk = matches!(why, InvalidDkim::KeyFile { source: BadKeyFile::Make(_), .. });
+    let why = anyhow::Error::from(why).context("node.smtp.dkim");
+    if is_disk { why.into() } else { Failed::configuration(why) }
+}
+
+/// The record as a zone file has it.
+fn record_line(signer: &Signer) -> String {
+    let (name, text) = signer.record();
+    format!("{name}. IN TXT {}", strings(&text))
 }
 
 /// The text as strings of at most 255 octets each, which is what a record has (RFC 1035 3.3).

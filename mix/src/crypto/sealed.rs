@@ -9,6 +9,8 @@
 //! All before the ciphertext is authenticated, and so is a purpose that is not written: a sealed identity key put in the
 //! place of a sealed packet key does not open. Whoever holds the file can try passphrases; each try costs the memory and
 //! the passes. Where the passphrase comes from, and the files, are others' business.
+//!
+//! What is no private key is sealed without a container, under a key that somebody has ([`seal_with`]).
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
@@ -29,7 +31,7 @@ const NONCE_LEN: usize = 24;
 /// Octets of the tag.
 const TAG_LEN: usize = 16;
 /// Octets of a key of XChaCha20-Poly1305.
-const KEY_LEN: usize = 32;
+pub const KEY_LEN: usize = 32;
 /// Octets before the ciphertext.
 const HEADER_LEN: usize = MAGIC.len() + 1 + 3 * 4 + SALT_LEN + NONCE_LEN;
 
@@ -170,6 +172,25 @@ pub fn open(sealed: &[u8], purpose: &str, passphrase: &Passphrase) -> Result<Zer
     opened.map(Zeroizing::new).map_err(|_| SealError::Passphrase)
 }
 
+/// Seals `content` under a key that somebody has, with a nonce from `rng`: `nonce (24) | ciphertext, tag (16)`.
+///
+/// # Errors
+/// [`SealError::Memory`].
+pub fn seal_with(key: &[u8; KEY_LEN], content: &[u8], rng: &mut impl CryptoRng) -> Result<Vec<u8>, SealError> {
+    let mut nonce = [0; NONCE_LEN];
+    rng.fill_bytes(&mut nonce);
+    let cipher = XChaCha20Poly1305::new(&(*key).into());
+    let ciphertext = cipher.encrypt(&XNonce::from(nonce), content).map_err(|_| SealError::Memory)?;
+    Ok([&nonce[..], &ciphertext].concat())
+}
+
+/// Opens what [`seal_with`] made under the same key. `None`: another key sealed it, or it was changed.
+pub fn open_with(key: &[u8; KEY_LEN], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+    let (nonce, ciphertext) = sealed.split_first_chunk::<NONCE_LEN>()?;
+    let cipher = XChaCha20Poly1305::new(&(*key).into());
+    cipher.decrypt(&XNonce::from(*nonce), ciphertext).ok().map(Zeroizing::new)
+}
+
 fn number(octets: &[u8]) -> Result<(u32, &[u8]), SealError> {
     let (number, rest) = octets.split_first_chunk().ok_or(SealError::Damaged)?;
     Ok((u32::from_be_bytes(*number), rest))
@@ -256,6 +277,22 @@ mod tests {
         let mut no_memory = sealed(LITTLE);
         no_memory[12] = 7;
         assert_eq!(open(&no_memory, "packet key", &passphrase("x")), Err(SealError::Damaged));
+    }
+
+    #[test]
+    fn what_is_sealed_under_a_key_opens_with_that_key_alone_and_unchanged() {
+        let mut rng = CounterRng::new(&StreamKey::new([7; 16]));
+        let (key, other) = ([1; KEY_LEN], [2; KEY_LEN]);
+        let sealed = seal_with(&key, b"a private word", &mut rng).unwrap();
+        assert!(!sealed.windows(7).any(|part| part == b"private"));
+        assert_eq!(open_with(&key, &sealed).unwrap().as_slice(), b"a private word");
+        assert_eq!(open_with(&other, &sealed), None);
+        for at in 0..sealed.len() {
+            let mut changed = sealed.clone();
+            changed[at] ^= 1;
+            assert_eq!(open_with(&key, &changed), None, "octet {at}");
+            assert_eq!(open_with(&key, &sealed[..at]), None, "cut at {at}");
+        }
     }
 
     #[test]

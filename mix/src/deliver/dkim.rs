@@ -4,9 +4,10 @@
 //! the Date of the mail says as much, and a mail may wait for days. To keep the keys apart, the key is one of its own, and
 //! not the identity key.
 
-use std::fs::File;
-use std::io::{self, Read as _};
-use std::path::PathBuf;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -38,6 +39,11 @@ const SIGNED: [&str; 14] = [
 ];
 /// Octets of a file with a key, at most: ten keys of 4096 bits.
 const KEY_FILE_MAX: u64 = 32 * 1024;
+/// Bits of a key that is made here: receivers need not know longer ones (RFC 8301 3.2), and the record of a longer one is too
+/// long for the forms of some who sell names.
+const MADE_BITS: u32 = 2048;
+/// Characters of a key in a line of a PEM file (RFC 7468 2).
+const PEM_LINE_LEN: usize = 64;
 /// Receivers take no shorter key for one (RFC 8301 3.2).
 const LEAST_BITS: u32 = 1024;
 /// Characters of a signature in a line.
@@ -67,6 +73,9 @@ pub enum InvalidDkim {
         /// The setting.
         key: &'static str,
     },
+    /// There is nothing to make a key for.
+    #[error("no key is set: set domain, selector and key_file")]
+    NoKey,
     /// The key.
     #[error("key_file: {}", path.display())]
     KeyFile {
@@ -80,14 +89,22 @@ pub enum InvalidDkim {
 /// What is wrong with the file of a key.
 #[derive(Debug, thiserror::Error)]
 pub enum BadKeyFile {
+    /// Nobody has made it yet.
+    #[error("there is no such file; mixgate exit dkim-key makes one")]
+    Missing,
     /// It can't be read.
     #[error("reading it")]
     Read(#[source] io::Error),
+    /// A new one can't be put there.
+    #[error("making it, in a folder that must be there")]
+    Make(#[source] io::Error),
     /// No key is so long.
     #[error("longer than {KEY_FILE_MAX} octets")]
     TooLong,
     /// It holds something else.
-    #[error("there is no private RSA key in PEM in it, such as openssl genrsa makes, without a passphrase")]
+    #[error(
+        "there is no private RSA key in PEM in it, as mixgate exit dkim-key or openssl genrsa makes it, without a passphrase"
+    )]
     NoKey,
     /// It is no RSA key that can be used.
     #[error("the key in it cannot be used: an RSA key of {LEAST_BITS} to 4096 bits is wanted")]
@@ -108,17 +125,20 @@ impl Signer {
     /// # Errors
     /// [`InvalidDkim`].
     pub fn new(config: &DkimConfig) -> Result<Option<Self>, InvalidDkim> {
-        let (domain, selector, path) = match (&config.domain, &config.selector, &config.key_file) {
-            (None, None, None) => return Ok(None),
-            (Some(domain), Some(selector), Some(path)) => (domain, selector, path),
-            _ => return Err(InvalidDkim::Part),
-        };
-        let name = |key, text: &String| {
-            HostName::parse(text).map(|name| name.to_string()).map_err(|_| InvalidDkim::Name { key })
-        };
-        let (domain, selector) = (name("domain", domain)?, name("selector", selector)?);
-        let key = read_key(path).map_err(|source| InvalidDkim::KeyFile { path: path.clone(), source })?;
+        let Some((domain, selector, path)) = names(config)? else { return Ok(None) };
+        let key = read_key(path).map_err(|source| InvalidDkim::KeyFile { path: path.to_owned(), source })?;
         Ok(Some(Self { domain, selector, key: Arc::new(key) }))
+    }
+
+    /// As [`Signer::new`], with a new key where the settings name a file that is not there; says whether it was made. A file
+    /// that is there, whatever is in it, is never written to.
+    ///
+    /// # Errors
+    /// [`InvalidDkim`].
+    pub fn make(config: &DkimConfig, rng: &mut impl CryptoRng) -> Result<(Self, bool), InvalidDkim> {
+        let (_, _, path) = names(config)?.ok_or(InvalidDkim::NoKey)?;
+        let made = make_key(path, rng).map_err(|source| InvalidDkim::KeyFile { path: path.to_owned(), source })?;
+        Ok((Self::new(config)?.ok_or(InvalidDkim::NoKey)?, made))
     }
 
     /// The mail with its signature above it. It has CRLF at the end of each line, as `mail::MailWriter` writes it. Where the
@@ -158,9 +178,63 @@ impl Signer {
     }
 }
 
-fn read_key(path: &PathBuf) -> Result<PrivateKey, BadKeyFile> {
+/// Domain, selector and file, where they are set.
+fn names(config: &DkimConfig) -> Result<Option<(String, String, &Path)>, InvalidDkim> {
+    let (domain, selector, path) = match (&config.domain, &config.selector, &config.key_file) {
+        (None, None, None) => return Ok(None),
+        (Some(domain), Some(selector), Some(path)) => (domain, selector, path),
+        _ => return Err(InvalidDkim::Part),
+    };
+    let name =
+        |key, text: &String| HostName::parse(text).map(|name| name.to_string()).map_err(|_| InvalidDkim::Name { key });
+    Ok(Some((name("domain", domain)?, name("selector", selector)?, path)))
+}
+
+/// Makes a key where there is no file yet; says whether it did.
+fn make_key(path: &Path, rng: &mut impl CryptoRng) -> Result<bool, BadKeyFile> {
+    let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+        Err(e) => return Err(BadKeyFile::Make(e)),
+    };
+    let key = PrivateKey::generate(MADE_BITS, rng).map_err(BadKeyFile::Key);
+    let written = key.and_then(|key| {
+        let pem = pem(&key);
+        file.write_all(pem.expose().as_bytes()).and_then(|()| file.sync_all()).map_err(BadKeyFile::Make)
+    });
+    if let Err(why) = written {
+        // Half a key would be in the way of the next try.
+        let _ = fs::remove_file(path);
+        return Err(why);
+    }
+    Ok(true)
+}
+
+/// The key in PKCS#8 as a PEM file has it.
+fn pem(key: &PrivateKey) -> Secret<String> {
+    let der = key.to_pkcs8_der();
+    // It must not grow, and leave a copy behind.
+    let mut base64 = Secret::new(String::with_capacity(der.len() * 2));
+    BASE64.encode_string(&der[..], base64.expose_mut());
+    let mut pem = Secret::new(String::with_capacity(der.len() * 2 + 128));
+    let text = pem.expose_mut();
+    text.push_str("-----BEGIN PRIVATE KEY-----\n");
+    for (at, character) in base64.expose().chars().enumerate() {
+        if at > 0 && at.is_multiple_of(PEM_LINE_LEN) {
+            text.push('\n');
+        }
+        text.push(character);
+    }
+    text.push_str("\n-----END PRIVATE KEY-----\n");
+    pem
+}
+
+fn read_key(path: &Path) -> Result<PrivateKey, BadKeyFile> {
     let mut pem = Secret::new(Vec::with_capacity(usize::try_from(KEY_FILE_MAX).unwrap_or_default() + 1));
-    let file = File::open(path).map_err(BadKeyFile::Read)?;
+    let file = File::open(path).map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => BadKeyFile::Missing,
+        _ => BadKeyFile::Read(e),
+    })?;
     file.take(KEY_FILE_MAX + 1).read_to_end(pem.expose_mut()).map_err(BadKeyFile::Read)?;
     if pem.expose().len() as u64 > KEY_FILE_MAX {
         return Err(BadKeyFile::TooLong);

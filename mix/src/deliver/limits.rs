@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::opt_out::normalised;
 use crate::crypto::{DIGEST_LEN, Digest, sha1};
 use crate::path::Mailbox;
 use crate::secret::Secret;
@@ -35,7 +36,7 @@ pub struct MailLimit {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
-    /// To one mailbox.
+    /// To one mailbox, with its sub-addresses.
     pub per_recipient: MailLimit,
     /// To all mailboxes behind one `@`.
     pub per_domain: MailLimit,
@@ -127,7 +128,7 @@ impl Limits {
     /// # Errors
     /// [`OverLimit`], by the limit that takes longest. Nothing is counted then.
     pub fn take(&mut self, limits: &LimitsConfig, to: &Mailbox, now: SystemTime) -> Result<Place, OverLimit> {
-        let (whole, host) = (to.as_str().to_ascii_lowercase(), to.domain().to_ascii_lowercase());
+        let (whole, host) = (normalised(to), to.domain().to_ascii_lowercase());
         // The sign before each keeps them apart.
         let buckets = [
             (limits.per_recipient, self.digest(b"<", &whole)),
@@ -228,6 +229,7 @@ mod tests {
             assert_eq!(passes(&mut limits, &config, "bob@x.y", NOON), Ok(()));
         }
         assert_eq!(passes(&mut limits, &config, "BOB@X.y", NOON), Err(OverLimit(HOUR / 4)), "it is the same");
+        assert_eq!(passes(&mut limits, &config, "bob+more@x.y", NOON), Err(OverLimit(HOUR / 4)), "so is this");
         assert_eq!(passes(&mut limits, &config, "eve@x.y", NOON), Ok(()), "it is another");
         let ten = NOON + HOUR / 6;
         assert_eq!(passes(&mut limits, &config, "bob@x.y", ten), Err(OverLimit(HOUR / 12)));

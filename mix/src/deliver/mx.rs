@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 pub use self::dns::NoNameServers;
 use self::dns::{Dns, Exchange, NotFound};
 use self::sts::Policy;
-pub use self::sts::{Fetch, Fetching, Policies};
+pub use self::sts::{Fetch, Fetching, Policies, Shelf};
 use super::smtp::{Conversation, DeliverError, SmtpExit, SmtpExitConfig, SmtpTls, Trouble};
 use crate::packet::HostName;
 use crate::path::Mailbox;
@@ -53,6 +53,8 @@ pub struct MxConfig {
     pub mta_sts: bool,
     /// Addresses that are not of the public network, and that mail may go to all the same.
     pub inside: Vec<IpAddr>,
+    /// The addresses of this machine to call mail servers from, one of each kind at most. None: any.
+    pub bind: Vec<IpAddr>,
 }
 
 impl Default for MxConfig {
@@ -64,6 +66,7 @@ impl Default for MxConfig {
             hello: None,
             mta_sts: true,
             inside: Vec::new(),
+            bind: Vec::new(),
         }
     }
 }
@@ -80,6 +83,9 @@ pub enum InvalidMx {
     /// No server has it.
     #[error("port: must not be 0")]
     Port,
+    /// Which of two should it be?
+    #[error("bind: found two addresses of one kind, expected one of IPv4, one of IPv6, or one of each")]
+    Bind,
 }
 
 /// Why no server of the domain takes the mail. Nothing in it tells who was to have it.
@@ -91,6 +97,9 @@ pub enum NotOffered {
     /// None of its servers could be asked about the recipient.
     #[error("no server of the domain is available")]
     Away,
+    /// They could not be called, since the address to call from is not one of this machine.
+    #[error("servers cannot be called from that address of this machine")]
+    NotFromHere,
     /// One has heard of the recipient, and none has answered.
     #[error("no server of the domain has answered")]
     Unanswered,
@@ -130,6 +139,8 @@ enum Upto {
 enum Missed {
     /// It was not reached, or said nothing.
     Silent,
+    /// It was not called: the address to call from is not one of this machine.
+    NotFromHere,
     /// It was never told of a recipient.
     Before,
     /// Nor was it, and it takes no mail of ours: what it said.
@@ -150,6 +161,10 @@ impl MxExit {
         let hello = HostName::parse(hello).map_err(|_| InvalidMx::Hello)?;
         if config.port == 0 {
             return Err(InvalidMx::Port);
+        }
+        let of_ipv4 = config.bind.iter().filter(|address| address.to_canonical().is_ipv4()).count();
+        if of_ipv4 > 1 || config.bind.len() - of_ipv4 > 1 {
+            return Err(InvalidMx::Bind);
         }
         let dns = Dns::new(&config.name_servers).map_err(InvalidMx::NameServers)?;
         Ok(Self { config: config.clone(), hello, dns, policies })
@@ -199,12 +214,14 @@ impl MxExit {
         });
         let (hosts, policy) = found.await.unwrap_or(Err(NotOffered::Away))?;
         let enforced = policy.filter(|policy| policy.is_enforced());
-        let (mut calls, mut heard, mut may_take, mut refused) = (0, false, false, None);
+        let (mut calls, mut heard, mut may_take, mut refused, mut not_ours) = (0, false, false, None, false);
         for host in hosts {
             if enforced.as_ref().is_some_and(|policy| !policy.names(&host)) {
                 continue;
             }
-            let addresses = timeout_at(deadline, self.addresses(&host)).await.unwrap_or_default();
+            let mut addresses = timeout_at(deadline, self.addresses(&host)).await.unwrap_or_default();
+            // From an address of the other kind nobody is called, and from one that was not set nobody either.
+            addresses.retain(|address| self.config.bind.is_empty() || self.own(*address).is_some());
             for address in addresses.into_iter().take(MAX_ADDRESSES_OF_HOST.min(MAX_ADDRESSES - calls)) {
                 calls += 1;
                 // Half of what is left: one that hangs leaves time for the next, and a single one has time enough.
@@ -216,6 +233,7 @@ impl MxExit {
                     // Another may say otherwise.
                     Err(Missed::NotOurs(code)) => refused = Some(code),
                     Err(Missed::Before) => may_take = true,
+                    Err(Missed::NotFromHere) => not_ours = true,
                     Err(Missed::Silent) => {}
                 }
             }
@@ -223,6 +241,7 @@ impl MxExit {
         Err(match refused {
             _ if heard => NotOffered::Unanswered,
             Some(code) if !may_take => NotOffered::Refused { code },
+            _ if not_ours => NotOffered::NotFromHere,
             _ => NotOffered::Away,
         })
     }
@@ -251,12 +270,19 @@ impl MxExit {
         addresses
     }
 
+    /// The address of this machine that one is called from, where that is set for its kind.
+    fn own(&self, address: IpAddr) -> Option<IpAddr> {
+        let mut bind = self.config.bind.iter().map(IpAddr::to_canonical);
+        bind.find(|own| own.is_ipv4() == address.to_canonical().is_ipv4())
+    }
+
     async fn policy(&self, domain: &HostName) -> Option<Arc<Policy>> {
         if !self.config.mta_sts {
             return None;
         }
         let texts = self.dns.texts(&format!("_mta-sts.{domain}")).await.unwrap_or_default();
-        self.policies.of(domain, &texts, async |host: HostName| self.addresses(&host).await).await
+        let own = self.clone();
+        self.policies.of(domain, &texts, |host| async move { own.addresses(&host).await }).await
     }
 
     /// Calls one address of a server and says who is to have the mail, and that it comes if the conversation goes so far.
@@ -269,18 +295,22 @@ impl MxExit {
         until: Instant,
     ) -> Result<Conversation, Missed> {
         let config = SmtpExitConfig {
-            host: address.to_string(),
+            host: address.to_canonical().to_string(),
             port: self.config.port,
             tls: if must_prove_itself { SmtpTls::Required } else { SmtpTls::Opportunistic },
             timeout: until.saturating_duration_since(Instant::now()),
             hello: Some(self.hello.to_string()),
+            bind: self.own(address),
             ..SmtpExitConfig::default()
         };
         let (name, sender) = (host.to_string(), from.clone());
         // What this machine trusts is read from its disk.
         let made = spawn_blocking(move || SmtpExit::called(&config, &name, &sender)).await;
         let Ok(Ok(server)) = made else { return Err(Missed::Before) };
-        let mut conversation = server.call(from).await.map_err(|why| before_the_recipient(why, must_prove_itself))?;
+        let mut conversation = server.call(from).await.map_err(|why| match why {
+            DeliverError::Unavailable(Trouble::LocalAddress) => Missed::NotFromHere,
+            why => before_the_recipient(why, must_prove_itself),
+        })?;
         let said = match upto {
             Upto::Recipient => conversation.ask(to).await,
             Upto::Mail => conversation.offer(to).await,

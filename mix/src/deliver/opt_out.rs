@@ -1,7 +1,7 @@
 //! How whoever gets mail from an exit says that he wants no more: each mail carries a token of its recipient.
 //!
 //! A token is a keyed code of the recipient's mailbox, which is all that it is made of: nothing is kept for a mail, nobody
-//! makes one for somebody else's mailbox, and it tells no two mails to one mailbox apart, nor who wrote them. It is the same
+//! makes one for somebody else's mailbox, it is the same for all sub-addresses (`bob+x@example.org` is bob's), and it tells no two mails to one mailbox apart, nor who wrote them. It is the same
 //! for ever, since the identity key of the node is. Who holds a mail for a mailbox holds its token: whoever forwards one, or
 //! answers with all of it, hands it on.
 //!
@@ -80,7 +80,7 @@ impl OptOutKey {
         Self(Arc::new(Secret::new(secret.to_vec())))
     }
 
-    /// The token of a mailbox, however its letters are written.
+    /// The token of a mailbox, however its letters are written, and of each sub-address of it.
     pub fn token(&self, of: &Mailbox) -> Token {
         let code = mac(self.0.expose(), normalised(of).as_bytes());
         let (token, _) = code.split_first_chunk().expect("32 octets: MAC_LEN");
@@ -96,9 +96,19 @@ impl OptOutKey {
     }
 }
 
-/// The mailbox as it is compared: servers may tell letters of one from those of the other case, and none does.
+/// The mailbox as it is compared. Servers may tell letters of one case from those of the other, and none does.
+///
+/// What stands behind a `+` says, with nearly all of them, where in the mailbox of the name before it a mail goes (RFC 5233):
+/// senders could write another for each mail, so it counts for nothing. Where it is part of the name, the two are one here.
 pub fn normalised(mailbox: &Mailbox) -> String {
-    mailbox.as_str().to_ascii_lowercase()
+    let whole = mailbox.as_str().to_ascii_lowercase();
+    let split = whole.split_once('@').and_then(|(local, domain)| Some((local.split_once('+')?.0, domain)));
+    // A dot before the sign ends no name, and would be no mailbox.
+    let split = split.map(|(name, domain)| (name.trim_end_matches('.'), domain));
+    match split.filter(|(name, _)| !name.is_empty()) {
+        Some((name, domain)) => format!("{name}@{domain}"),
+        None => whole,
+    }
 }
 
 /// The first token of a text and the mailbox behind it, as the subject of a mail that opts out has them. What is looked
@@ -205,11 +215,27 @@ mod tests {
         let token = key().token(&bob);
         assert_eq!(token.to_string(), key().token(&mailbox("Bob@EXAMPLE.org")).to_string());
         key().check(token, &bob).unwrap();
-        for other in ["bob@example.com", "bobb@example.org", "b.ob@example.org"] {
+        for other in ["bob@example.com", "bobb@example.org", "b.ob@example.org", "+bob@example.org"] {
             assert_eq!(key().check(token, &mailbox(other)), Err(InvalidToken), "{other}");
         }
         assert_eq!(OptOutKey::new(&[8; 20]).check(token, &bob), Err(InvalidToken));
         assert_eq!(format!("{token:?} {:?}", key()), "Token(..) OptOutKey(Secret(..))");
+    }
+
+    #[test]
+    fn sub_address_is_its_mailbox_and_its_mail_brings_what_opts_out_the_mailbox() {
+        let bob = mailbox("bob@example.org");
+        for below in ["bob+@example.org", "Bob+x@Example.org", "bob+x+y@example.org", "bob.+x@example.org"] {
+            let below = mailbox(below);
+            assert_eq!(normalised(&below), "bob@example.org", "{below:?}");
+            key().check(key().token(&below), &bob).unwrap();
+            let (token, whose) = read(&offer(false, true).sentence(&below)).unwrap();
+            assert_eq!(whose, bob);
+            key().check(token, &bob).unwrap();
+        }
+        for whole in ["+x@example.org", "++@example.org", "+.x@example.org", "bob-x@example.org", "bob_x@a.example"] {
+            assert_eq!(normalised(&mailbox(whole)), whole, "there is no mailbox before it");
+        }
     }
 
     #[test]
@@ -278,9 +304,9 @@ mod tests {
 
     #[test]
     fn no_character_of_a_mailbox_ends_a_link_or_a_line() {
-        let odd = mailbox("a!#$%&'*+-/=?^_`{|}~b@x-y.example");
+        let odd = mailbox("+a!#$%&'*-/=?^_`{|}~b@x-y.example");
         let headers = offer(true, true).headers(&odd);
-        let encoded = "a%21%23%24%25%26%27%2A%2B-%2F%3D%3F%5E_%60%7B%7C%7D~b%40x-y.example";
+        let encoded = "%2Ba%21%23%24%25%26%27%2A-%2F%3D%3F%5E_%60%7B%7C%7D~b%40x-y.example";
         assert_eq!(headers.matches(encoded).count(), 2, "{headers}");
         assert_eq!((headers.matches('<').count(), headers.matches("\r\n").count()), (2, 3));
         let long = mailbox(&format!("{}@x.y", "#".repeat(MAX_MAILBOX_LEN - 4)));

@@ -130,12 +130,32 @@ const POLICY: FetchLimits = FetchLimits { body: 64 * 1024, inflated: 64 * 1024, 
 /// # Errors
 /// [`FetchError`], all variants but those of uploads.
 pub async fn fetch_policy(host: &str, addresses: &[IpAddr]) -> Result<String, FetchError> {
-    let url = format!("https://{host}/.well-known/mta-sts.txt");
     let addresses: Vec<_> = addresses.iter().map(|address| SocketAddr::new(*address, 443)).collect();
-    let (parsed, builder) = builder(&url, &POLICY)?;
+    let (url, builder) = policy_client(host, &addresses, &POLICY)?;
+    policy(builder.build().map_err(FetchError::Client)?, url, POLICY.body).await
+}
+
+/// As [`fetch_policy`], for tests: from other ports, and by those alone whom this authority (in PEM) vouches for.
+#[cfg(test)]
+pub(crate) async fn fetch_policy_by(
+    authority: &str,
+    host: &str,
+    addresses: &[SocketAddr],
+    timeout: Duration,
+) -> Result<String, FetchError> {
+    let (url, builder) = policy_client(host, addresses, &FetchLimits { timeout, ..POLICY })?;
+    let authority = reqwest::Certificate::from_pem(authority.as_bytes()).unwrap();
+    policy(builder.tls_certs_only([authority]).build().map_err(FetchError::Client)?, url, POLICY.body).await
+}
+
+fn policy_client(
+    host: &str,
+    addresses: &[SocketAddr],
+    limits: &FetchLimits,
+) -> Result<(Url, ClientBuilder), FetchError> {
+    let (url, builder) = builder(&format!("https://{host}/.well-known/mta-sts.txt"), limits)?;
     // Whoever owns the domain must lead nobody to where its mail may not go.
-    let client = builder.resolve_to_addrs(host, &addresses).https_only(true).build();
-    policy(client.map_err(FetchError::Client)?, parsed, POLICY.body).await
+    Ok((url, builder.resolve_to_addrs(host, addresses).https_only(true)))
 }
 
 async fn policy(client: Client, url: Url, max: usize) -> Result<String, FetchError> {

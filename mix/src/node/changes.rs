@@ -19,7 +19,7 @@ use crate::deliver::mail::MailWriter;
 use crate::deliver::mail::notice::About;
 use crate::deliver::maildir::{Maildir, NotKept};
 use crate::deliver::mbox::{AddressTable, AddressesError, LocalMailboxes};
-use crate::deliver::mx::{MxExit, Policies};
+use crate::deliver::mx::{Fetch, MxExit, Policies, Shelf};
 use crate::deliver::opt_out::{Offer, OptOutKey};
 use crate::deliver::refusals::Refusals;
 use crate::deliver::sendmail::Sendmail;
@@ -36,7 +36,7 @@ pub(super) struct Deliveries {
     pub(super) mailboxes: Option<Arc<dyn LocalMailboxes<Arrival>>>,
     pub(super) message_ids: MessageIds,
     pub(super) opt_out_key: OptOutKey,
-    /// What domains promise of their mail servers. No reload forgets it.
+    /// What domains promise of their mail servers. Neither a reload nor a restart forgets it.
     pub(super) policies: Arc<Policies>,
 }
 
@@ -180,12 +180,13 @@ pub(super) fn way_out(
     Ok((writer, out))
 }
 
-/// The promises of mail domains, of which none is known yet.
-pub(super) fn policies() -> Arc<Policies> {
-    Arc::new(Policies::new(Box::new(|host, addresses| {
+/// The promises of mail domains: those on the shelf, if there is one.
+pub(super) fn policies(shelf: Option<Shelf>) -> Arc<Policies> {
+    let fetch: Fetch = Box::new(|host, addresses| {
         // Why there is none to be had changes nothing, and to say so would name the domain.
         Box::pin(async move { fetch_policy(host.as_str(), &addresses).await.ok() })
-    })))
+    });
+    Arc::new(Policies::new(fetch, shelf))
 }
 
 /// Above messages stands `notice` where the settings say nothing of it.

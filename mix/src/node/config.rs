@@ -259,7 +259,8 @@ pub enum Way {
 pub struct SmtpDeliveryConfig {
     /// Whether it does.
     pub enabled: bool,
-    /// The largest message, in octets after decompression.
+    /// The largest message, in octets after decompression. Published in the descriptor.
+    #[serde(deserialize_with = "a_kilobyte")]
     pub max_size: u64,
     /// The largest message with attachments, in octets after decompression; 0: attachments are not delivered. Published in
     /// the descriptor.
@@ -359,7 +360,15 @@ impl SmtpDeliveryConfig {
     }
 }
 
-/// Descriptors count in kilobytes: less would be a promise to deliver none.
+/// Descriptors count in kilobytes: less would be a promise to deliver nothing, and nobody would send any.
+fn a_kilobyte<'de, D: Deserializer<'de>>(value: D) -> Result<u64, D::Error> {
+    match u64::deserialize(value)? {
+        0..1024 => Err(D::Error::custom("must be 1024 or more")),
+        octets => Ok(octets),
+    }
+}
+
+/// As [`a_kilobyte`], where there may be none at all.
 fn none_or_a_kilobyte<'de, D: Deserializer<'de>>(value: D) -> Result<u64, D::Error> {
     match u64::deserialize(value)? {
         1..1024 => Err(D::Error::custom("must be 0, or 1024 and more")),
@@ -374,7 +383,8 @@ pub struct MboxDeliveryConfig {
     /// Whether it delivers to them. The names are the identities of the gateway in the same process, and those of
     /// `address_file`.
     pub enabled: bool,
-    /// The largest message, in octets after decompression.
+    /// The largest message, in octets after decompression. Published in the descriptor.
+    #[serde(deserialize_with = "a_kilobyte")]
     pub max_size: u64,
     /// The file of users whose mail goes to an address or into a folder. `None`: there are none.
     pub address_file: Option<PathBuf>,

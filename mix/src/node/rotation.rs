@@ -8,8 +8,8 @@
 //! remembered of its packets. Each step rests on the one before: while anybody could open packets with it, they are
 //! remembered. What a crash leaves of the last step is taken up at the next start.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -36,6 +36,9 @@ use crate::store::{Db, StoreError};
 const CHECK: Duration = Duration::from_secs(60);
 /// How often to look whether the workers have let go of a key. A batch takes a fraction of a second.
 const LETTING_GO: Duration = Duration::from_millis(20);
+/// How long one look waits for that. A worker that cannot write has its key until the disk is mended, and all else of keys and
+/// descriptors goes on meanwhile.
+const LET_GO_WITHIN: Duration = Duration::from_secs(10);
 /// Packets forgotten in one step.
 const FORGOTTEN_AT_ONCE: usize = 4096;
 /// The keyring, shared with whoever checks new settings.
@@ -100,6 +103,8 @@ struct State {
     clock: Steadiness,
     /// Keys that have been in use.
     begun: BTreeSet<Digest>,
+    /// Keys that the workers get no more, and may have in hand still.
+    leaving: BTreeMap<Digest, Weak<PacketKey>>,
     /// Keys that are gone, of which packets are remembered.
     to_forget: Vec<Digest>,
     /// What the descriptors were made of.
@@ -145,8 +150,14 @@ impl Rotation {
         let descriptors = describe::describe(&stated, port, &keyring, now, &mut world.dice())?;
         let known: BTreeSet<_> = keyring.packet_keys().iter().map(|key| key.id()).collect();
         let to_forget = replay.packet_keys()?.into_iter().filter(|key| !known.contains(key)).collect();
-        let mut state =
-            State { clock: Steadiness::new(now), begun: BTreeSet::new(), to_forget, said: None, blind_since: None };
+        let mut state = State {
+            clock: Steadiness::new(now),
+            begun: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+            to_forget,
+            said: None,
+            blind_since: None,
+        };
         let live = loaded(&in_use(&keyring, &mut state.begun, now), &[])?;
         let (wishes, wished) = mpsc::channel(WISHES);
         Ok(Self {
@@ -268,7 +279,8 @@ impl Rotation {
 
     /// Lets the workers have what opens packets now.
     async fn put_into_use(&mut self, now: SystemTime) -> Result<(), NodeError> {
-        let keys = in_use(&held(&self.keyring), &mut self.state.begun, now);
+        let mut keys = in_use(&held(&self.keyring), &mut self.state.begun, now);
+        keys.retain(|key| !self.state.leaving.contains_key(&key.id()));
         let current = self.live.read().await.clone();
         if ids(&current) != keys.iter().map(|key| key.id()).collect::<Vec<_>>() {
             let keys = loaded(&keys, &current)?;
@@ -282,27 +294,39 @@ impl Rotation {
     async fn erase(&mut self, plan: KeyPlan, now: SystemTime, steady: bool) -> Result<(), NodeError> {
         let over = |key: &&Arc<DatedKey>| plan.is_over(key, now, steady);
         let over: Vec<Digest> = held(&self.keyring).packet_keys().iter().filter(over).map(|key| key.id()).collect();
+        // Where the clock went back in the meantime, a key may be wanted again.
+        self.state.leaving.retain(|id, _| over.contains(id));
+        let (until, mut erased) = (Instant::now() + LET_GO_WITHIN, Ok(()));
         for id in over {
-            self.take_from_workers(id).await;
+            if !self.take_from_workers(id, until).await {
+                erased = Err(NodeError::KeyInHand);
+                continue;
+            }
             self.in_office(move |keyring| keyring.erase(&id)).await??;
+            self.state.leaving.remove(&id);
             self.state.begun.remove(&id);
             self.state.to_forget.push(id);
             info!("a packet key whose time was over is erased");
         }
-        Ok(())
+        erased
     }
 
-    /// Returns when no worker has the key any more: what it was opening is written, its replay entries too.
-    async fn take_from_workers(&self, id: Digest) {
+    /// Whether, by then at the latest, no worker has the key any more: what it was opening is written, its replay entries
+    /// too. It gets it no more in any case.
+    async fn take_from_workers(&mut self, id: Digest, until: Instant) -> bool {
         let mut live = self.live.write().await;
-        let (taken, left): (Vec<_>, _) = live.drain(..).partition(|key| key.id() == id);
-        *live = left;
-        drop(live);
         // Only what the workers hold keeps it alive from here on.
-        let taken: Vec<_> = taken.into_iter().map(|key| Arc::downgrade(&key)).collect();
-        while taken.iter().any(|key| key.strong_count() > 0) {
+        for key in live.extract_if(.., |key| key.id() == id) {
+            self.state.leaving.insert(id, Arc::downgrade(&key));
+        }
+        drop(live);
+        while self.state.leaving.get(&id).is_some_and(|key| key.strong_count() > 0) {
+            if Instant::now() >= until {
+                return false;
+            }
             sleep(LETTING_GO).await;
         }
+        true
     }
 
     async fn forget(&mut self) -> Result<(), NodeError> {
@@ -581,6 +605,32 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn worker_that_cannot_write_keeps_its_key_and_holds_up_nothing_else() {
+        let mut mix = started(private(), day(0) + DAY / 2);
+        mix.rotation.look().await.unwrap();
+        let first = mix.keys()[0].id();
+        mix.remember(&first, 1);
+        let in_hand: Vec<_> = mix.live().await.into_iter().filter(|key| key.id() == first).collect();
+        for _ in 0..32 {
+            mix.pass(DAY).await;
+            let began = Instant::now();
+            let outcome = mix.rotation.look().await;
+            assert!(began.elapsed() <= 2 * LET_GO_WITHIN);
+            if let Err(why) = outcome {
+                assert!(matches!(why, NodeError::KeyInHand), "{why}");
+                assert!(!ids(&mix.live().await).contains(&first), "no other packet is opened with it");
+            }
+        }
+        assert!(matches!(mix.rotation.look().await, Err(NodeError::KeyInHand)), "its time is over");
+        assert!(mix.keys().iter().any(|key| key.id() == first) && mix.remembered(&first) == 1);
+        let now = mix.now();
+        assert!(mix.rotation.descriptors.borrow().current.is_valid_at(now), "others are told of the next key");
+        drop(in_hand);
+        mix.rotation.look().await.unwrap();
+        assert!(mix.keys().iter().all(|key| key.id() != first) && mix.remembered(&first) == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn clock_that_jumps_two_days_back_puts_no_key_away_and_leaves_none_missing() {
         let mut mix = started(private(), day(1));
         mix.pass(15 * DAY + HOUR).await;
@@ -611,7 +661,7 @@ mod tests {
         let file = first.descriptor_file().with_extension("key");
         let mut look = Box::pin(mix.rotation.look());
         // The look waits as long as a worker has the key in hand.
-        assert!(tokio::time::timeout(Duration::from_secs(10), &mut look).await.is_err());
+        assert!(tokio::time::timeout(LET_GO_WITHIN / 2, &mut look).await.is_err());
         assert!(file.exists());
         drop(in_hand);
         look.await.unwrap();

@@ -41,7 +41,7 @@ use crate::deliver::mail::NoReturnAddress;
 use crate::deliver::mail::notice::NoticeError;
 use crate::deliver::maildir::InvalidMaildir;
 use crate::deliver::mbox::{AddressesError, LocalMailboxes};
-use crate::deliver::mx::InvalidMx;
+use crate::deliver::mx::{InvalidMx, Shelf};
 use crate::deliver::opt_out::OptOutKey;
 use crate::deliver::refusals::InvalidRefusals;
 use crate::deliver::sendmail::InvalidSendmail;
@@ -171,6 +171,11 @@ pub enum NodeError {
     /// `node.keys`.
     #[error(transparent)]
     KeyPlan(#[from] InvalidKeys),
+    /// A disk that takes nothing more, or a worker that has failed.
+    #[error(
+        "a packet key whose time is over cannot be erased: what it opened last is not written yet. Look for a full disk; it is tried again"
+    )]
+    KeyInHand,
     /// `node.keys.sealed` without a passphrase.
     #[error("node.keys.sealed is true, but no passphrase was given")]
     NoPassphrase,
@@ -211,7 +216,7 @@ impl NodeError {
             | Self::NoMailboxes => true,
             // What was given for the keys, or that nothing was, and not the keys.
             Self::Keys(why) => why.is_passphrase(),
-            Self::PacketKey(_) | Self::Store(_) | Self::Link(_) | Self::Listen(_) => false,
+            Self::PacketKey(_) | Self::Store(_) | Self::Link(_) | Self::Listen(_) | Self::KeyInHand => false,
         }
     }
 }
@@ -355,7 +360,9 @@ impl Node {
         let own = identity.public_key().key_id();
         let message_ids = MessageIds::of(&identity);
         let opt_out_key = OptOutKey::of(&identity);
-        let deliveries = Deliveries { mailboxes, message_ids, opt_out_key: opt_out_key.clone(), policies: policies() };
+        let clock = world.clone();
+        let policies = policies(Some(Shelf::of(&identity, db.clone(), move || clock.now(), world.dice())));
+        let deliveries = Deliveries { mailboxes, message_ids, opt_out_key: opt_out_key.clone(), policies };
         let changes = Changes::new(config, network, deliveries, resolver)?;
 
         let incoming = Incoming::new(db.clone(), counters.clone());
@@ -643,7 +650,7 @@ pub fn check(config: &NodeConfig, has_mailboxes: bool) -> Result<(), NodeError> 
         return Err(NodeError::NoMailboxes);
     }
     if config.smtp.enabled || users.is_some() {
-        way_out(&config.smtp, &policies())?;
+        way_out(&config.smtp, &policies(None))?;
         set_notice(config)?;
         refusals(&config.smtp)?;
         Signer::new(&config.smtp.dkim)?;

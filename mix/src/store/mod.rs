@@ -12,6 +12,7 @@ pub mod keyring;
 pub mod notices;
 pub mod opt_outs;
 pub mod outbox;
+pub mod policies;
 pub mod queue;
 pub mod replay;
 mod slots;
@@ -20,8 +21,15 @@ pub mod surbs;
 pub use db::{Db, Schema, StoreError, Tx, View};
 
 /// The tables of a node's database.
-pub const NODE_SCHEMAS: [Schema; 6] =
-    [queue::SCHEMA, queue::BY_HAND, replay::SCHEMA, fragments::SCHEMA, fragments::ROOM, opt_outs::SCHEMA];
+pub const NODE_SCHEMAS: [Schema; 7] = [
+    queue::SCHEMA,
+    queue::BY_HAND,
+    replay::SCHEMA,
+    fragments::SCHEMA,
+    fragments::ROOM,
+    opt_outs::SCHEMA,
+    policies::SCHEMA,
+];
 /// The tables of a gateway's database, but for what other crates bring.
 pub const GATEWAY_SCHEMAS: [Schema; 8] = [
     keyring::SCHEMA,

@@ -28,7 +28,7 @@ pub enum Kept {
     Full,
 }
 
-/// Keeps a mailbox, in lower case.
+/// Keeps a mailbox, as it is compared (`deliver::opt_out::normalised`).
 ///
 /// # Errors
 /// What the database says.
@@ -51,7 +51,7 @@ pub fn remove(tx: &Tx<'_>, mailbox: &str) -> Result<bool, StoreError> {
     Ok(tx.execute("DELETE FROM opt_outs WHERE mailbox = ?1", params![mailbox])? > 0)
 }
 
-/// Whether a mailbox, in lower case, is there.
+/// Whether a mailbox is there, as it is compared.
 ///
 /// # Errors
 /// What the database says.

@@ -1,5 +1,6 @@
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, UNIX_EPOCH};
@@ -20,7 +21,7 @@ fn dice() -> CounterRng {
     CounterRng::new(&StreamKey::new([7; 16]))
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
+fn pem_of(label: &str, der: &[u8]) -> String {
     let base64 = BASE64.encode(der);
     let lines: Vec<_> = base64.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
@@ -35,7 +36,7 @@ fn signer() -> Signer {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("dkim.pem");
     let key = PrivateKey::generate(2048, &mut rand::rng()).unwrap();
-    fs::write(&path, pem("PRIVATE KEY", &key.to_pkcs8_der())).unwrap();
+    fs::write(&path, pem_of("PRIVATE KEY", &key.to_pkcs8_der())).unwrap();
     Signer::new(&config(&path)).unwrap().unwrap()
 }
 
@@ -120,7 +121,7 @@ fn key_of_either_form_is_read_and_what_is_none_is_refused_by_name() {
     };
     let key = PrivateKey::generate(2048, &mut rand::rng()).unwrap();
     for (label, der) in [("PRIVATE KEY", key.to_pkcs8_der()), ("RSA PRIVATE KEY", key.to_pkcs1_der())] {
-        fs::write(&path, format!("a note\n{}", pem(label, &der))).unwrap();
+        fs::write(&path, format!("a note\n{}", pem_of(label, &der))).unwrap();
         let (name, record) = Signer::new(&config(&path)).unwrap().unwrap().record();
         assert_eq!(name, "mix1._domainkey.exit.example");
         assert_eq!(record, format!("v=DKIM1; k=rsa; p={}", BASE64.encode(key.public_key().to_spki_der())));
@@ -128,12 +129,37 @@ fn key_of_either_form_is_read_and_what_is_none_is_refused_by_name() {
     assert!(matches!(bad(b""), BadKeyFile::NoKey));
     assert!(matches!(bad(b"\xff"), BadKeyFile::NoKey));
     assert!(matches!(bad(b"-----BEGIN PRIVATE KEY-----\n!\n-----END PRIVATE KEY-----\n"), BadKeyFile::NoKey));
-    assert!(matches!(bad(pem("ENCRYPTED PRIVATE KEY", b"x").as_bytes()), BadKeyFile::NoKey));
-    assert!(matches!(bad(pem("PRIVATE KEY", b"x").as_bytes()), BadKeyFile::Key(InvalidKey::Encoding)));
+    assert!(matches!(bad(pem_of("ENCRYPTED PRIVATE KEY", b"x").as_bytes()), BadKeyFile::NoKey));
+    assert!(matches!(bad(pem_of("PRIVATE KEY", b"x").as_bytes()), BadKeyFile::Key(InvalidKey::Encoding)));
     assert!(matches!(bad(&vec![b'x'; 40_000]), BadKeyFile::TooLong));
     fs::remove_file(&path).unwrap();
     let missing = Signer::new(&config(&path)).map(drop).unwrap_err();
-    assert!(matches!(missing, InvalidDkim::KeyFile { source: BadKeyFile::Read(_), .. }), "{missing:?}");
+    assert!(matches!(missing, InvalidDkim::KeyFile { source: BadKeyFile::Missing, .. }), "{missing:?}");
+    let folder = Signer::new(&config(folder.path())).map(drop).unwrap_err();
+    assert!(matches!(folder, InvalidDkim::KeyFile { source: BadKeyFile::Read(_), .. }), "{folder:?}");
+}
+
+#[test]
+fn key_is_made_once_for_its_owner_alone_and_never_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("dkim.pem");
+    let (signer, made) = Signer::make(&config(&path), &mut rand::rng()).unwrap();
+    assert!(made);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let text = fs::read(&path).unwrap();
+    assert!(text.split(|octet| *octet == b'\n').all(|line| line.len() <= 64));
+    assert!(verifies(&signer, &signer.sign(mail("A subject", "Hello\n"), &mut dice())));
+    let (again, made) = Signer::make(&config(&path), &mut rand::rng()).unwrap();
+    assert!(!made && again.record() == signer.record());
+    assert_eq!(fs::read(&path).unwrap(), text);
+    fs::write(&path, "something else").unwrap();
+    let refused = Signer::make(&config(&path), &mut rand::rng()).map(drop).unwrap_err();
+    assert!(matches!(refused, InvalidDkim::KeyFile { source: BadKeyFile::NoKey, .. }), "{refused:?}");
+    assert_eq!(fs::read(&path).unwrap(), b"something else");
+    let nowhere = Signer::make(&config(&folder.path().join("no/dkim.pem")), &mut rand::rng()).map(drop).unwrap_err();
+    assert!(matches!(nowhere, InvalidDkim::KeyFile { source: BadKeyFile::Make(_), .. }), "{nowhere:?}");
+    let unset = Signer::make(&DkimConfig::default(), &mut rand::rng()).map(drop).unwrap_err();
+    assert!(matches!(unset, InvalidDkim::NoKey), "{unset:?}");
 }
 
 #[test]

@@ -36,12 +36,12 @@ fn answers(to: &'static str, with: &'static str) -> Manners {
 
 /// Web servers that have no policy.
 fn no_policies() -> Arc<Policies> {
-    Arc::new(Policies::new(Box::new(|_, _| Box::pin(async { None }))))
+    Arc::new(Policies::new(Box::new(|_, _| Box::pin(async { None })), None))
 }
 
 /// Web servers that have this one.
 fn policies(text: &'static str) -> Arc<Policies> {
-    Arc::new(Policies::new(Box::new(move |_, _| Box::pin(async move { Some(text.to_owned()) }))))
+    Arc::new(Policies::new(Box::new(move |_, _| Box::pin(async move { Some(text.to_owned()) })), None))
 }
 
 fn return_address() -> Mailbox {
@@ -266,6 +266,42 @@ async fn nobody_inside_is_called_by_what_strangers_write_into_a_name_service() {
     assert_eq!(all(&mut hears), Vec::<String>::new());
 }
 
+#[tokio::test]
+async fn server_is_called_from_the_address_of_its_kind_that_is_set() {
+    let listener = TcpListener::bind((address(1), 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let zone = vec![("b.example", At::Address(address(1)))];
+    let bind = vec!["::1".parse().unwrap(), address(7)];
+    let config = MxConfig { bind, ..config(zone, port).await };
+    // Whoever calls is let in, and finds the line cut.
+    let called = async { listener.accept().await.unwrap().1.ip() };
+    let (from, outcome) = tokio::join!(called, deliver_by(&config, no_policies(), "bob@b.example"));
+    assert_eq!((from, outcome), (address(7), Err(NotOffered::Away)));
+}
+
+#[tokio::test]
+async fn server_of_another_kind_than_the_address_that_is_set_is_not_called() {
+    let (port, [mut hears]) = servers([Manners::default()]).await;
+    for there in [address(1), "::ffff:127.0.0.1".parse().unwrap()] {
+        let config = config(vec![("b.example", At::Address(there))], port).await;
+        let bound = MxConfig { bind: vec!["::1".parse().unwrap()], ..config.clone() };
+        assert_eq!(deliver_by(&bound, no_policies(), "bob@b.example").await, Err(NotOffered::Away), "{there}");
+        assert_eq!(all(&mut hears), Vec::<String>::new());
+        let bound = MxConfig { bind: vec!["::ffff:127.0.0.7".parse().unwrap()], ..config };
+        assert_eq!(deliver_by(&bound, no_policies(), "bob@b.example").await, Ok(()), "{there}");
+        assert!(has_mail(&mut hears));
+    }
+}
+
+#[tokio::test]
+async fn address_that_this_machine_does_not_have_is_told_from_a_domain_that_is_away() {
+    let (port, [mut hears]) = servers([Manners::default()]).await;
+    let zone = vec![("b.example", At::Address(address(1)))];
+    let config = MxConfig { bind: vec!["192.0.2.1".parse().unwrap()], ..config(zone, port).await };
+    assert_eq!(deliver_by(&config, no_policies(), "bob@b.example").await, Err(NotOffered::NotFromHere));
+    assert_eq!(all(&mut hears), Vec::<String>::new());
+}
+
 #[test]
 fn servers_of_one_preference_come_in_any_order_and_never_before_those_that_are_preferred() {
     let exchange = |preference, name| Exchange { preference, host: Some(HostName::parse(name).unwrap()) };
@@ -359,7 +395,7 @@ async fn web_server_of_a_domain_is_not_called_inside_either() {
     let (port, [mut first, _second]) = servers([Manners::default(), Manners::default()]).await;
     let config = config(two_with_policy(), port).await;
     let config = MxConfig { inside: vec![address(1), address(2)], ..config };
-    let never: Arc<Policies> = Arc::new(Policies::new(Box::new(|_, _| panic!("called"))));
+    let never: Arc<Policies> = Arc::new(Policies::new(Box::new(|_, _| panic!("called")), None));
     deliver_by(&config, never, "bob@b.example").await.unwrap();
     assert!(has_mail(&mut first));
 }
@@ -374,6 +410,12 @@ async fn settings_that_cannot_be_are_refused_by_name() {
     assert!(refused(|_| {}).is_none());
     assert!(matches!(refused(|config| config.hello = Some("a b".into())), Some(InvalidMx::Hello)));
     assert!(matches!(refused(|config| config.port = 0), Some(InvalidMx::Port)));
+    for two in [["192.0.2.1", "192.0.2.2"], ["192.0.2.1", "::ffff:192.0.2.1"], ["2001:db8::1", "2001:db8::2"]] {
+        let bind: Vec<IpAddr> = two.map(|address| address.parse().unwrap()).to_vec();
+        let config = MxConfig { name_servers: vec![([127, 0, 0, 1], 53).into()], bind, ..MxConfig::default() };
+        let refused = MxExit::new(&config, &return_address(), no_policies()).err();
+        assert!(matches!(refused, Some(InvalidMx::Bind)), "{two:?}");
+    }
 }
 
 #[tokio::test]

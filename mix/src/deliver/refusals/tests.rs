@@ -246,6 +246,21 @@ fn file_that_is_none_or_says_nonsense_is_named() {
 }
 
 #[test]
+fn address_is_the_one_that_is_written_and_a_pattern_refuses_its_sub_addresses_too() {
+    let refused = |list: &[u8], address| Refusals::parse(list).unwrap().refuse(&mailbox(address));
+    let pattern = br"Deny pattern /^bob(\+.*)?@example\.org$/";
+    for (address, by_address, by_pattern) in [
+        ("Bob@example.org", true, true),
+        ("bob+x@example.org", false, true),
+        ("bobby@example.org", false, false),
+        ("bob@example.org.example", false, false),
+    ] {
+        assert_eq!(refused(b"Deny address bob@example.org", address), by_address, "{address}");
+        assert_eq!(refused(pattern, address), by_pattern, "{address}");
+    }
+}
+
+#[test]
 fn debug_shows_no_address() {
     let shown = format!("{:?}", Refusals::parse(b"deny user bob\nallow address a@bob.example").unwrap());
     assert_eq!(shown, "Refusals(2 lines, and patterns)");

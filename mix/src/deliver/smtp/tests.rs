@@ -162,7 +162,7 @@ pub(crate) fn self_signed(name: &str) -> TlsAcceptor {
 }
 
 /// An authority of somebody's own, and the TLS of a server of this name that it vouches for.
-fn authority(name: &str) -> (String, TlsAcceptor) {
+pub(crate) fn authority(name: &str) -> (String, TlsAcceptor) {
     let mut params = CertificateParams::new([]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();

@@ -24,6 +24,7 @@ mod hostile_fragments;
 mod kept;
 mod limits;
 mod mailboxes;
+mod policies;
 mod proof;
 mod ways;
 

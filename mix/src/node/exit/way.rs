@@ -70,6 +70,7 @@ impl Unproven {
     fn by_the_domain(why: NotOffered) -> Self {
         match why {
             NotOffered::NoMail | NotOffered::Refused { .. } => Self::lasting("node.smtp.proof_address", why),
+            NotOffered::NotFromHere => Self::lasting("node.smtp.mx.bind", why),
             NotOffered::Away | NotOffered::Unanswered | NotOffered::NotNow { .. } => Self::passing("node.smtp.mx", why),
         }
     }
@@ -148,7 +149,8 @@ impl NotTaken {
 
     fn by_the_domain(why: NotOffered) -> Self {
         match why {
-            NotOffered::Away => Self::Away(None),
+            // The operator hears of a wrong address by a proof, which no mail of a stranger causes.
+            NotOffered::Away | NotOffered::NotFromHere => Self::Away(None),
             NotOffered::Unanswered => Self::Unanswered,
             NotOffered::NotNow { .. } => Self::NotNow,
             NotOffered::NoMail | NotOffered::Refused { .. } => Self::Refused,
@@ -326,6 +328,13 @@ async fn within_grace<T>(stop: &CancellationToken, work: impl Future<Output = T>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn domain_that_cannot_be_called_from_the_address_that_is_set_waits_and_a_proof_says_why() {
+        assert!(matches!(NotTaken::by_the_domain(NotOffered::NotFromHere), NotTaken::Away(None)));
+        let unproven = Unproven::by_the_domain(NotOffered::NotFromHere);
+        assert!(!unproven.passes && unproven.fault.to_string().starts_with("node.smtp.mx.bind: "));
+    }
 
     #[test]
     fn operator_is_told_which_setting_the_server_does_not_go_by() {

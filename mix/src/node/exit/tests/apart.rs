@@ -35,7 +35,7 @@ async fn exit_to_domains(domains: &[Domain], change: impl FnOnce(&mut SmtpWay)) 
     let mut way = smtp_way(1000, 0);
     let hour = Duration::from_secs(3600);
     way.retry = RetrySchedule::new(vec![RetryStep { every: hour, during: 3 * hour }]);
-    let policies = Arc::new(Policies::new(Box::new(|_, _| Box::pin(async { None }))));
+    let policies = Arc::new(Policies::new(Box::new(|_, _| Box::pin(async { None })), None));
     way.out = WayOut::Mx(Box::new(MxExit::new(&config, way.writer.return_address(), policies).unwrap()));
     change(&mut way);
     let (ways, smtp_retry) = (exited.service.ways.borrow().clone(), way.retry.clone());
