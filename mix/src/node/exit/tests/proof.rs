@@ -214,7 +214,7 @@ async fn server_of_a_domain_that_is_asked_for_a_proof_is_not_told_that_a_mail_co
     let (names, _) = name_server(vec![("b.example", At::Address(here))]).await;
     let config = MxConfig { name_servers: vec![names], port, inside: vec![here], ..MxConfig::default() };
     let (from, to) = (Mailbox::parse("nobody@exit.example").unwrap(), Mailbox::parse("postmaster@b.example").unwrap());
-    let policies = Arc::new(Policies::new(Box::new(|_, _| Box::pin(async { None }))));
+    let policies = Arc::new(Policies::new(Box::new(|_, _| Box::pin(async { None })), None));
     let way = WayOut::Mx(Box::new(MxExit::new(&config, &from, policies).unwrap()));
     assert!(way.prove(&from, &to, World::real().dice()).await.is_ok());
     let said = all(&mut hears);
