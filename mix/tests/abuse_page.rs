@@ -28,14 +28,13 @@ fn mail_on_the_page_is_the_one_that_its_settings_make() {
         return_address: setting("return_address").map(|text| mailbox(&text)),
         abuse: setting("abuse"),
         comments: setting("comments"),
-        notice: setting("notice"),
         ..MailConfig::default()
     };
     let bob = mailbox("bob@example.org");
     let key = OptOutKey::of(&PrivateKey::generate(1024, &mut rng).unwrap());
     let token = key.token(&bob).to_string();
     let offer = Offer::new(key, setting("url"), setting("mail").map(|text| mailbox(&text)));
-    let writer = MailWriter::new(config).unwrap().offering(offer);
+    let writer = MailWriter::new(config).unwrap().under(setting("notice")).offering(offer);
     let heading = Heading { from: Some("Frida"), ..Heading::default() };
     let mail = writer.write(&bob, heading, Content::Text("Hello Bob"), SystemTime::UNIX_EPOCH, &mut rng);
     let mail = String::from_utf8(mail).unwrap().replace(&token, "TOKEN");
