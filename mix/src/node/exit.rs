@@ -339,10 +339,7 @@ impl ExitService {
     /// before it.
     async fn look_at_the_server(&self, known: &mut [Option<Arc<SmtpWay>>; 2]) {
         let ways = self.ways.borrow().of_mail();
-        let is_another = ways.iter().zip(&*known).any(|(way, known)| match (way, known) {
-            (Some(way), Some(known)) => !way.out.is(&known.out),
-            (way, known) => way.is_some() && known.is_none(),
-        });
+        let is_another = leave_otherwise(&ways, known);
         *known = ways;
         if is_another {
             self.server().is_there();
@@ -436,11 +433,15 @@ impl ExitService {
         let id = item.id;
         let failures = item.attempts.saturating_add(1);
         self.over_limits.remove(id);
+        let began_by = self.ways.borrow().of_mail();
         let user = item.by_mail.then(|| (self.ways.borrow().mbox.clone(), item.address.clone()));
         let verdict = match item.exit_type {
             // Where it goes is within its message; the reference drops it too.
             RoutingType::FRAGMENT if !item.address.is_empty() => Verdict::Undeliverable,
-            RoutingType::FRAGMENT if self.ways.borrow().fragments.enabled => return self.fragment(item).await,
+            RoutingType::FRAGMENT if self.ways.borrow().fragments.enabled => {
+                self.fragment(item).await;
+                return self.has_ended(id, None).await;
+            }
             RoutingType::FRAGMENT => self.without_a_way(RoutingType::FRAGMENT).await,
             RoutingType::SMTP => self.mail(item).await,
             RoutingType::MBOX => self.mailbox(item).await,
@@ -464,6 +465,12 @@ impl ExitService {
             Verdict::Away(schedule, until) => {
                 let wait = until.duration_since(self.even.now()).unwrap_or_default();
                 self.put_off(id, schedule.wait_after(failures).map(|_| wait)).await;
+                // Else it would wait for a server that is none of ours any more: all that waited by then was brought forward.
+                if leave_otherwise(&self.ways.borrow().of_mail(), &began_by) {
+                    let now = self.even.now();
+                    durable::note(&self.db, &self.stop, move |tx| queue::bring_to(tx, &[id], now)).await;
+                    self.bell.send_replace(());
+                }
             }
             Verdict::NotBefore(next) => {
                 durable::note(&self.db, &self.stop, move |tx| apart::leave_until(tx, id, next)).await;
@@ -670,6 +677,14 @@ impl ExitService {
         }
         Verdict::Away(schedule, until)
     }
+}
+
+/// Whether there is another mail server, or way, than the one that was known.
+fn leave_otherwise(ways: &[Option<Arc<SmtpWay>>; 2], known: &[Option<Arc<SmtpWay>>; 2]) -> bool {
+    ways.iter().zip(known).any(|(way, known)| match (way, known) {
+        (Some(way), Some(known)) => !way.out.is(&known.out),
+        (way, known) => way.is_some() && known.is_none(),
+    })
 }
 
 /// What becomes of mail that is not tried, since its destination is away until then. Mail for the one server there is waits

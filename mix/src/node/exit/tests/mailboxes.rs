@@ -181,7 +181,7 @@ async fn waits_by(table: &str) -> (Exited, watch::Sender<Ways>, Arc<SmtpWay>, to
     exited.service.ways = ways;
     exited.queue(RoutingType::MBOX, "eve", b"\ntext");
     let service = tokio::spawn(exited.service.clone().run());
-    until("a failure", || exited.attempts() == [1]).await;
+    until("a failure", || exited.attempts().iter().any(|attempts| *attempts > 0)).await;
     (exited, change, mail, service)
 }
 
