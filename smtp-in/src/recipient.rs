@@ -148,7 +148,7 @@ mod tests {
         assert!(parse(&domain(6)).is_ok());
         let too_long = InvalidRecipient::Form(InvalidAddress::LongMailbox { len: 255 });
         assert_eq!(refused(&domain(7)), too_long);
-        assert_eq!(Reply::from(&too_long).line().get(..10), Some("550 5.1.3 "));
+        assert_eq!(Reply::from(&too_long).line().get(..10), Some("553 5.1.3 "));
     }
 
     #[test]
