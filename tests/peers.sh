@@ -24,7 +24,11 @@ if grep -q '^VERSION_CODENAME=bookworm$' /etc/os-release; then
     packages[opensmtpd]=opensmtpd/bookworm-backports
     backports=/etc/apt/sources.list.d/mixgate-peers.list
     made+=("$backports")
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian bookworm-backports main" >"$backports"
+    apt-get update -q
+    # Where this machine has Debian from, it has this too.
+    from=$(apt-get indextargets --format '$(REPO_URI)' 'Identifier: Packages' 'Label: Debian' 'Codename: bookworm' | sort -u | head -n 1)
+    [[ -n $from ]] || { echo "peers.sh: apt has no source of Debian bookworm: add one" >&2; exit 1; }
+    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $from bookworm-backports main" >"$backports"
 fi
 (($#)) || set -- postfix opensmtpd exim
 
